@@ -1,0 +1,201 @@
+"""The one frozen configuration: parsed once by the CLI, passed down, never read from the environment elsewhere.
+
+Each field carries its own help text; `cli.py` derives flags (`--max-total-tokens`) and environment variables
+(`MAX_TOTAL_TOKENS`) from these fields, so that there is one list. Names are TGI's where TGI has one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenwire_service.errors import ConfigError
+
+EMBEDDED_MODEL_ID = "smollm2-135m-instruct"
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+QUANTIZATIONS: tuple[str, ...] = ()
+"""Values `--quantize` takes; none yet."""
+
+
+def flag(
+    default: Any, help: str, *, aliases: tuple[str, ...] = (), env: str | None = None, choices: tuple[str, ...] = ()
+) -> Any:  # noqa: A002
+    """A configuration field: default, help text, other flag names, environment variable when not the field's name."""
+    metadata = {"help": help, "aliases": aliases, "env": env, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, and how it is held."""
+
+    model_id: str = flag(
+        EMBEDDED_MODEL_ID,
+        "What to serve: a Hub id (org/name), a local directory with safetensors, a .gguf file, or "
+        f"'{EMBEDDED_MODEL_ID}', the small model that needs no Hub.",
+    )
+    served_model_name: str = flag("", "Name callers use for the model; the model id when empty.")
+    revision: str = flag("", "Hub branch, tag or commit; the default branch when empty.")
+    dtype: str = flag(
+        "auto", "Type weights and activations are held in; 'auto' picks what the device does best.", choices=DTYPES
+    )
+    quantize: str = flag(
+        "", "Quantize weights while loading; empty keeps the checkpoint's own precision.", choices=QUANTIZATIONS
+    )
+    trust_remote_code: bool = flag(False, "Refused when true: no code from a model repository is ever run.")
+    huggingface_hub_cache: str = flag("", "Directory for downloads; huggingface_hub's own default when empty.")
+    hf_token: str = flag("", "Token for gated or private repositories; huggingface_hub's stored login when empty.")
+    tokenizer_config_path: str = flag(
+        "", "A tokenizer_config.json or .jinja file whose chat template replaces the model's."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of the batch, the cache and a sequence."""
+
+    num_shard: int = flag(1, "Number of tensor-parallel ranks.")
+    max_total_tokens: int = flag(
+        0, "Longest sequence, prompt + generated; 0 takes the model's context length (8192 at most on CPU)."
+    )
+    max_batch_prefill_tokens: int = flag(
+        0, "Tokens computed in one step at most (longer prompts are chunked); 0 picks 512 on CPU, 8192 on GPU."
+    )
+    max_batch_size: int = flag(0, "Sequences running at once; 0 picks 64 on CPU, 256 on GPU.")
+    max_batch_total_tokens: int = flag(0, "Tokens the KV cache holds; 0 sizes it from free memory.")
+    kv_cache_memory_fraction: float = flag(
+        0.4, "Share of the memory that is free after loading given to the KV cache, when sized from memory."
+    )
+    block_size: int = flag(32, "Tokens in one KV block: 16, 32, 64 or 128.")
+    prefix_caching: bool = flag(True, "Reuse the KV blocks of equal prefixes.")
+    num_threads: int = flag(0, "CPU threads for the engine; 0 takes the cores this process may use.")
+    step_timeout_s: float = flag(
+        60.0, "An engine with work that makes no step for this long is taken for hung and restarted."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendConfig:
+    """The door: where it listens, what it admits, what it tells."""
+
+    hostname: str = flag("0.0.0.0", "Address to bind.", env="TOKENWIRE_HOSTNAME")
+    port: int = flag(50051, "gRPC port.", aliases=("-p",))
+    admin_port: int = flag(
+        0,
+        "Port of the operators' listener (Drain, AbortRequests, FlushCache, channelz), bound to 127.0.0.1; 0 leaves it off.",
+    )
+    api_key: str = flag("", "Bearer token every call must carry; no check when empty. Health and reflection stay open.")
+    tls_cert_path: str = flag("", "PEM certificate chain; with --tls-key-path the port speaks TLS.")
+    tls_key_path: str = flag("", "PEM private key.")
+    tls_client_ca_path: str = flag("", "PEM CA; when set, clients must present a certificate it signed.")
+    reflection: bool = flag(True, "Serve gRPC reflection.")
+    max_concurrent_requests: int = flag(128, "Requests in flight at most; more are refused with QUEUE_FULL.")
+    max_queue_tokens: int = flag(0, "Prompt tokens waiting at most; 0 picks 32 times the longest sequence.")
+    max_input_tokens: int = flag(0, "Longest prompt; 0 takes max_total_tokens - 1.", aliases=("--max-input-length",))
+    max_default_tokens: int = flag(0, "max_tokens of a request that sets none; 0 takes what the context leaves.")
+    max_best_of: int = flag(8, "Largest candidate_count and best_of.")
+    max_stop_sequences: int = flag(16, "Stop strings in one request at most.")
+    max_stop_length: int = flag(1024, "Bytes of one stop string at most.")
+    max_top_n_tokens: int = flag(20, "Largest logprobs.top_n.")
+    max_message_bytes: int = flag(
+        32 * 1024 * 1024, "Largest gRPC message taken.", aliases=("--payload-limit",), env="PAYLOAD_LIMIT"
+    )
+    max_time_limit_s: float = flag(600.0, "Deadline of a call that sets none; longer ones are cut to it.")
+    validation_workers: int = flag(2, "Threads that tokenize and render templates.")
+    write_stall_timeout_s: float = flag(60.0, "A stream whose reader takes nothing for this long is ended.")
+    graceful_termination_timeout_s: float = flag(
+        90.0,
+        "Seconds streams may go on after SIGTERM.",
+        aliases=("--graceful-termination-timeout",),
+        env="GRACEFUL_TERMINATION_TIMEOUT",
+    )
+    lame_duck_s: float = flag(
+        0.0, "Seconds new calls are still taken after SIGTERM while load balancers notice NOT_SERVING."
+    )
+    prometheus_port: int = flag(
+        9000, "Port of the Prometheus metrics page, bound to --prometheus-hostname; 0 leaves it off."
+    )
+    prometheus_hostname: str = flag("127.0.0.1", "Address of the metrics page.")
+    json_output: bool = flag(False, "Log one JSON object a line.")
+    log_level: str = flag("info", "debug, info, warning or error.", choices=("debug", "info", "warning", "error"))
+    otlp_endpoint: str = flag(
+        "", "OTLP gRPC collector for traces; the standard OTEL_EXPORTER_OTLP_* variables work too."
+    )
+    otlp_service_name: str = flag("tokenwire", "service.name of the traces.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything, frozen."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+
+    def validate(self) -> Config:
+        """Check ranges and combinations that need no model. Raises ConfigError naming the flag."""
+        _check_model(self.model)
+        _check_engine(self.engine)
+        _check_frontend(self.frontend, self.engine)
+        return self
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_model(model: ModelConfig) -> None:
+    _require(bool(model.model_id), "--model-id is empty; name a model or leave the flag out for the default")
+    _require(
+        not model.trust_remote_code,
+        "--trust-remote-code: code from a model repository is never run; use a supported architecture",
+    )
+    _require(model.dtype in DTYPES, f"--dtype {model.dtype}: use one of {', '.join(DTYPES)}")
+    _require(not model.quantize, f"--quantize {model.quantize}: not supported yet; leave it out, or serve a .gguf file")
+
+
+def _check_engine(engine: EngineConfig) -> None:
+    _require(engine.num_shard == 1, f"--num-shard {engine.num_shard}: only 1 is supported yet")
+    _require(engine.block_size in (16, 32, 64, 128), f"--block-size {engine.block_size}: use 16, 32, 64 or 128")
+    _require(0.0 < engine.kv_cache_memory_fraction <= 1.0, "--kv-cache-memory-fraction must be in (0, 1]")
+    for name in (
+        "max_total_tokens",
+        "max_batch_prefill_tokens",
+        "max_batch_size",
+        "max_batch_total_tokens",
+        "num_threads",
+    ):
+        _require(getattr(engine, name) >= 0, f"--{name.replace('_', '-')} must be >= 0 (0 picks a default)")
+    _require(engine.step_timeout_s > 0, "--step-timeout-s must be > 0")
+
+
+def _check_frontend(frontend: FrontendConfig, engine: EngineConfig) -> None:
+    for name in ("port", "admin_port", "prometheus_port"):
+        _require(0 <= getattr(frontend, name) <= 65535, f"--{name.replace('_', '-')} must be in 0..65535")
+    positive = (
+        "max_concurrent_requests",
+        "max_best_of",
+        "max_stop_sequences",
+        "max_stop_length",
+        "validation_workers",
+        "max_message_bytes",
+    )
+    for name in positive:
+        _require(getattr(frontend, name) >= 1, f"--{name.replace('_', '-')} must be >= 1")
+    seconds = ("max_time_limit_s", "write_stall_timeout_s")
+    for name in seconds:
+        _require(0 < getattr(frontend, name) < math.inf, f"--{name.replace('_', '-')} must be > 0")
+    _require(
+        bool(frontend.tls_cert_path) == bool(frontend.tls_key_path), "--tls-cert-path and --tls-key-path go together"
+    )
+    _require(
+        not frontend.tls_client_ca_path or bool(frontend.tls_cert_path), "--tls-client-ca-path needs --tls-cert-path"
+    )
+    total, given = engine.max_total_tokens, frontend.max_input_tokens
+    _require(given >= 0, "--max-input-tokens must be >= 0 (0 picks a default)")
+    _require(
+        not (total and given) or given < total,
+        f"--max-input-tokens {given} must be less than --max-total-tokens {total}",
+    )

@@ -1,0 +1,1 @@
+"""Values shared by every layer: no behaviour, no third-party imports."""

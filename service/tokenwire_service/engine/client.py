@@ -1,0 +1,96 @@
+"""What the frontend knows of an engine: a protocol. The RPC layer sees this file and nothing else of `engine`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokenwire_service.core.events import EngineEvent, EngineStats
+from tokenwire_service.core.params import Request
+
+
+class EngineState(enum.Enum):
+    """LOADING until warmed up, READY while steps advance, DOWN from death or hang until ready again."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts known once the engine is READY."""
+
+    dtype: str
+    device: str
+    """`cpu`, or the accelerator's name."""
+    num_shards: int
+    num_blocks: int
+    block_size: int
+    max_total_tokens: int
+    """Longest sequence the engine takes: the least of the model's context, the flag, and what the cache holds."""
+    num_parameters: int
+    quantization: str
+    """Empty when weights are held in `dtype`."""
+    attention_backend: str
+
+
+class RequestStream(Protocol):
+    """The events of one submitted request. A slow reader makes `take` return more at once; nothing queues per token."""
+
+    async def take(self) -> Sequence[EngineEvent]:
+        """Wait until at least one event is pending, then return all of them, in order.
+
+        The last sequence ends with `Completed` or `Failed`; an engine that dies yields `Failed(ENGINE_DOWN)`.
+        """
+        ...
+
+    def finish_candidate(self, index: int) -> None:
+        """End one candidate early (a stop string matched): its blocks are free within one step.
+
+        The engine reports nothing more for it; when all candidates ended, `Completed` follows as usual.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the request if it has not ended. Idempotent; never blocks; loses a race with completion cleanly."""
+        ...
+
+
+class EngineClient(Protocol):
+    """One engine, in another process or in a test."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def info(self) -> EngineInfo:
+        """Raises RuntimeError before the first READY."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """The latest snapshot the engine sent."""
+        ...
+
+    async def wait_state_change(self, seen: EngineState) -> EngineState:
+        """Return as soon as the state differs from `seen`."""
+        ...
+
+    def submit(self, request: Request) -> RequestStream:
+        """Hand a request to the engine. Raises ModelLoadingError or EngineDownError when it is not READY."""
+        ...
+
+    def abort(self, request_ids: Sequence[str]) -> int:
+        """Operator's abort: the named requests (all, when empty) end ABORTED_BY_OPERATOR. Returns how many were live."""
+        ...
+
+    def flush_cache(self) -> None:
+        """Forget every cached prefix that no running sequence holds."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine and wait for its process."""
+        ...

@@ -1,0 +1,64 @@
+"""What the scheduler decided for one step: the only thing that crosses from policy to execution.
+
+Everything is host data (ints and tuples), so that rank 0 can flatten it into one int32 buffer for the other ranks.
+A runner keeps slot-indexed state (token ids, block table, sampling parameters) and applies these deltas to it; the
+tokens a slot generated are the runner's own knowledge and never travel back in a plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenwire_service.core.params import LogprobsParams, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SlotJoin:
+    """A sequence enters `slot` (first time, or again after preemption)."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+    """Prompt, then tokens generated before a preemption."""
+    num_prompt_tokens: int
+    block_ids: tuple[int, ...]
+    """Blocks it owns at entry (prefix-cache hits included)."""
+    sampling: SamplingParams
+    candidate_index: int
+    """Second word of the RNG key: candidate i draws from philox(seed, i, position)."""
+    end_token_ids: tuple[int, ...]
+    """Masked while fewer than min_tokens were generated."""
+    min_tokens: int
+    logprobs: LogprobsParams | None
+    prompt_logprobs: LogprobsParams | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSlot:
+    """One row of the step's flat batch: `num_tokens` tokens of `slot` from position `start` on."""
+
+    slot: int
+    start: int
+    """Position of the first token computed: the sequence's num_computed_tokens."""
+    num_tokens: int
+    new_block_ids: tuple[int, ...]
+    """Blocks appended to the slot's table before this step (besides those of a SlotJoin in the same step)."""
+    samples: bool
+    """True when the chunk reaches the sequence's last token, so that a new token is drawn."""
+    score_prompt: bool = False
+    """True when prompt log-probabilities are wanted for this chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step. Order of application: leaves, joins, new blocks, compute. Rows: decodes first, then prefills."""
+
+    step_id: int
+    leaves: tuple[int, ...]
+    """Slots whose sequence ended or was preempted since the last step."""
+    joins: tuple[SlotJoin, ...]
+    scheduled: tuple[ScheduledSlot, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed this step."""
+        return sum(row.num_tokens for row in self.scheduled)
