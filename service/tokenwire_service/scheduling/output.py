@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenwire_service.core.events import TokenLogprob
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
 
 
@@ -62,3 +63,27 @@ class SchedulerOutput:
     def num_tokens(self) -> int:
         """Tokens computed this step."""
         return sum(row.num_tokens for row in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotResult:
+    """What one scheduled slot brought: drawn tokens, prompt log-probabilities, or a failure of this slot alone."""
+
+    slot: int
+    token_ids: tuple[int, ...] = ()
+    """Tokens drawn this step; empty when the row does not sample."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of `token_ids` when the slot asked for them."""
+    prompt_offset: int = 0
+    """Prompt position of the first of `prompt_logprobs`."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    failure: str = ""
+    """Set when the slot's computation went wrong: its request ends ENGINE_FAILURE with this message."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The results of one step, one entry for each row of `SchedulerOutput.scheduled` that sampled or scored."""
+
+    step_id: int
+    slots: tuple[SlotResult, ...]
