@@ -1,5 +1,7 @@
-"""What the RPC layer tells about its calls, as a protocol: `recorder.py` turns it into metrics and spans, `NullTelemetry`
-into nothing. Methods are cheap, never block and never raise; none of them takes prompts or generated text."""
+"""What the RPC layer tells about its calls, as a protocol: `recorder.py` turns it into metrics and spans.
+
+Methods are cheap, never block and never raise; none of them takes prompts or generated text.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ AttributeValue = str | bool | int | float | Sequence[str]
 
 
 class RequestTelemetry(Protocol):
-    """The story of one call. Events come in the order admitted, tokens*, completed, ended; every one but `ended` may be missing."""
+    """The story of one call, in the order admitted, tokens*, completed, ended; each but `ended` may be missing."""
 
     def attributes(self, **attrs: AttributeValue | None) -> None:
         """Facts about the call for its span; None values are left out.
 
         `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `stream`, `presence_penalty`, `frequency_penalty` and
-        `choice_count` become `gen_ai.request.*`, `response_model` and `response_id` become `gen_ai.response.*`; a name with a
-        dot is taken as it is (`**{"a.b": 1}`), any other becomes `tokenwire.<name>`.
+        `choice_count` become `gen_ai.request.*`, `response_model` and `response_id` become `gen_ai.response.*`; a name
+        with a dot is taken as it is (`**{"a.b": 1}`), any other becomes `tokenwire.<name>`.
         """
         ...
 
@@ -51,8 +53,8 @@ class RequestTelemetry(Protocol):
     def ended(self, code: str, reason: str = "") -> None:
         """The call ended, well or badly; exactly once (later calls do nothing).
 
-        `code` is the gRPC status name (`OK`, `INVALID_ARGUMENT`, `CANCELLED`), `reason` the ErrorInfo reason, empty for OK and
-        for codes that have none.
+        `code` is the gRPC status name (`OK`, `INVALID_ARGUMENT`, `CANCELLED`), `reason` the ErrorInfo reason, empty for
+        OK and for codes that have none.
         """
         ...
 
@@ -63,9 +65,9 @@ class Telemetry(Protocol):
     def request(self, method: str, model: str, request_id: str, metadata: Mapping[str, str]) -> RequestTelemetry:
         """A call arrived.
 
-        `method` is the RPC's full name (`tokenwire.v1.TextGenerationService/ChatStream`) from the server's own table, never text
-        a caller chose; `model` the name the caller asked for; `metadata` the call's text metadata, keys in lower case, of which
-        `traceparent` and `tracestate` are read.
+        `method` is the RPC's full name (`tokenwire.v1.TextGenerationService/ChatStream`) from the server's own table,
+        never text a caller chose; `model` the name the caller asked for; `metadata` the call's text metadata, keys in
+        lower case, of which `traceparent` and `tracestate` are read.
         """
         ...
 
