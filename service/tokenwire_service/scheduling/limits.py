@@ -1,0 +1,59 @@
+"""The fixed sizes policy works within."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenwire_service.core.params import Request
+from tokenwire_service.errors import InvalidParameterError
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Raises ValueError when a size is not positive."""
+
+    num_blocks: int
+    block_size: int
+    """Tokens in one block."""
+    max_num_sequences: int
+    """Slots. No more than `max_batch_prefill_tokens` of them are used, so that every decode has its token each step."""
+    max_batch_prefill_tokens: int
+    """Tokens computed in one step at most, decodes included."""
+    max_total_tokens: int
+    """Longest sequence, prompt and generated."""
+    prefix_caching: bool = True
+    ageing_interval_s: float = 5.0
+    """A waiting request gains one level of priority in each interval."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1")
+        if not self.ageing_interval_s > 0:
+            raise ValueError("ageing_interval_s must be > 0")
+
+    @property
+    def num_slots(self) -> int:
+        return min(self.max_num_sequences, self.max_batch_prefill_tokens)
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest sequence that fits both the limit and, alone, the pool."""
+        return min(self.max_total_tokens, self.num_blocks * self.block_size)
+
+    def check(self, request: Request) -> None:
+        """Raises InvalidParameterError for a request that could never run to its end."""
+        num_prompt, max_tokens = len(request.prompt_token_ids), request.stopping.max_tokens
+        if num_prompt < 1:
+            raise InvalidParameterError.at("prompt", "is empty; give at least one token")
+        if max_tokens < 1:
+            raise InvalidParameterError.at("stopping.max_tokens", "must be >= 1")
+        if request.num_candidates < 1:
+            raise InvalidParameterError.at("sampling.candidate_count", "must be >= 1")
+        longest = self.max_sequence_tokens
+        if num_prompt + max_tokens > longest:
+            raise InvalidParameterError.at(
+                "stopping.max_tokens",
+                f"prompt ({num_prompt} tokens) and max_tokens ({max_tokens}) exceed the longest sequence "
+                f"({longest} tokens); shorten one of them",
+            )

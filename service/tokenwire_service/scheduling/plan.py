@@ -1,0 +1,59 @@
+"""A step in the making, and one in flight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokenwire_service.scheduling.output import ScheduledSlot, SlotJoin
+from tokenwire_service.scheduling.sequence import Sequence
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """A step while it is being put together; `budget` tokens are left."""
+
+    budget: int
+    joins: list[SlotJoin] = field(default_factory=list)
+    rows: list[ScheduledSlot] = field(default_factory=list)
+    owners: list[tuple[Sequence, int]] = field(default_factory=list)
+    """The sequence of each row, and its epoch."""
+
+    def compute(self, sequence: Sequence, num_tokens: int, new_block_ids: tuple[int, ...] = ()) -> None:
+        """Add a row for the sequence's next `num_tokens` tokens and count them as computed."""
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
+        samples = end == sequence.num_tokens
+        scores = sequence.wants_prompt_scores and sequence.num_scored_tokens < min(end + 1, sequence.num_prompt_tokens)
+        self.rows.append(ScheduledSlot(sequence.slot, start, num_tokens, new_block_ids, samples, scores))
+        self.owners.append((sequence, sequence.epoch))
+        self.budget -= num_tokens
+        sequence.num_computed_tokens = end
+        if samples:
+            sequence.num_pending_tokens += 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A scheduled step whose results are awaited."""
+
+    step_id: int
+    start_time: float
+    owners: list[tuple[Sequence, int]]
+
+
+def join_of(sequence: Sequence) -> SlotJoin:
+    """What the runner must know of a sequence that has just got its slot and blocks."""
+    request = sequence.request
+    fresh = sequence.num_generated_tokens == 0
+    return SlotJoin(
+        slot=sequence.slot,
+        token_ids=request.prompt_token_ids if fresh else tuple(sequence.token_ids),
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        block_ids=tuple(sequence.block_ids),
+        sampling=request.sampling,
+        candidate_index=sequence.index,
+        end_token_ids=tuple(sorted(request.stopping.stop_token_ids)),
+        min_tokens=request.stopping.min_tokens,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs if sequence.index == 0 else None,
+    )
