@@ -1,0 +1,104 @@
+"""Compiles C++ sources with the system's compiler, once per machine, into a shared library with a plain C ABI."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+_LOG = logging.getLogger(__name__)
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+_COMPILE_TIMEOUT_S = 300.0
+
+
+class BuildError(Exception):
+    """There is no compiler, or it failed; the message is one line."""
+
+
+def default_cache_dir() -> Path:
+    """Where libraries are kept when the caller names no directory."""
+    return Path.home() / ".cache" / "tokenwire" / "kernels"
+
+
+def load_library(name: str, sources: Sequence[Path], headers: Sequence[Path], cache_dir: Path) -> ctypes.CDLL:
+    """Loads the library of `sources`, compiling it unless `cache_dir` has it already. Raises BuildError."""
+    compiler = _find_compiler()
+    try:
+        gomp = _torch_openmp()
+        library = cache_dir / f"{name}-{_key(compiler, gomp, [*sources, *headers])}.so"
+        if not library.exists():
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, sources, gomp is not None, library)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(_one_line(error)) from error
+
+
+def _find_compiler() -> str:
+    for name in _COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise BuildError(f"no C++ compiler found (tried {', '.join(_COMPILERS)})")
+
+
+def _torch_openmp() -> Path | None:
+    """Torch's own OpenMP runtime, made visible to libraries loaded later, which share its thread pool."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        return path
+    return None
+
+
+def _key(compiler: str, gomp: Path | None, files: Sequence[Path]) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30, check=False).stdout
+    parts = [version, " ".join(_FLAGS).encode(), str(gomp is not None).encode(), _cpu_description()]
+    parts += [path.read_bytes() for path in files]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _cpu_description() -> bytes:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    wanted = ("flags", "Features", "model name")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)})).encode()
+
+
+def _compile(compiler: str, sources: Sequence[Path], shares_openmp: bool, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        objects = [str(Path(scratch) / f"{index}.o") for index in range(len(sources))]
+        running = [
+            subprocess.Popen([compiler, *_FLAGS, "-c", str(source), "-o", target], stderr=subprocess.PIPE)
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        for process in running:
+            _finish(process)
+        # Without -fopenmp at link time the OpenMP symbols resolve to the runtime that torch has loaded.
+        link = [compiler, "-shared", *objects, "-o", str(Path(scratch) / "out.so")]
+        _finish(subprocess.Popen(link if shares_openmp else [*link, "-fopenmp"], stderr=subprocess.PIPE))
+        # Another process may have done the same meanwhile: the rename is atomic and both results are equal.
+        (Path(scratch) / "out.so").replace(library)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=_COMPILE_TIMEOUT_S)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args, stderr=errors)
+
+
+def _one_line(error: Exception) -> str:
+    detail = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else str(error)
+    lines = [line for line in detail.splitlines() if "error" in line] or detail.splitlines() or [repr(error)]
+    return lines[0][:300]

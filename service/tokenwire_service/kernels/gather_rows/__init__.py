@@ -1,0 +1,19 @@
+"""Selected rows of a packed batch: the tokens whose logits are wanted."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels.gather_rows import reference
+
+
+def gather_rows(x: Tensor, rows: Tensor, backend: Backend) -> Tensor:
+    """x [T, E], rows int64 [R] → [R, E]. Raises ValueError for another layout, IndexError for a row outside [0, T)."""
+    if x.dim() != 2 or rows.dim() != 1 or x.device != backend.device:
+        raise ValueError(
+            f"expected x [T, E] on {backend.device} and rows [R], got {tuple(x.shape)}, {tuple(rows.shape)}"
+        )
+    if backend.library is None:
+        return reference.gather_rows(x, rows)
+    return x.index_select(0, rows)

@@ -1,0 +1,76 @@
+"""Causal attention of a flat batch over KV blocks: prefill, chunk, decode and verification are one operation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels.paged_attention import reference
+from tokenwire_service.kernels.paged_attention.options import AttentionOptions
+
+__all__ = ["AttentionOptions", "paged_attention"]
+
+
+def paged_attention(
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    block_tables: Tensor,
+    *,
+    options: AttentionOptions,
+    backend: Backend,
+) -> Tensor:
+    """q [T, H, D] over key and value [N, K, B, D] → [T, H, D]; H is a multiple of K (MHA, GQA, MQA).
+
+    query_start_loc int32 [S + 1], seq_lens int32 [S] (the queries included), block_tables int32 [S, max blocks]: the
+    queries of row s are the last positions of its sequence, whose keys and values are stored already. Slots past a
+    sequence's length and table entries past its blocks are never read.
+    Raises ValueError for other shapes, strides or types, IndexError for a block id outside [0, N).
+    """
+    _check(q, key, value, query_start_loc, seq_lens, block_tables)
+    if backend.library is None or key.dtype != torch.float32 or q.dtype != torch.float32:
+        return reference.paged_attention(q, key, value, query_start_loc, seq_lens, block_tables, options)
+    out = torch.empty_like(q)
+    num_blocks, num_kv_heads, block_size, head_dim = key.shape
+    bad = backend.library.functions.tw_paged_attention(
+        q.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        query_start_loc.data_ptr(),
+        seq_lens.data_ptr(),
+        block_tables.data_ptr(),
+        out.data_ptr(),
+        q.shape[0],
+        seq_lens.shape[0],
+        q.shape[1],
+        num_kv_heads,
+        head_dim,
+        num_blocks,
+        block_size,
+        block_tables.shape[1],
+        options.window or 0,
+        options.scale,
+        options.softcap or 0.0,
+        backend.library.num_threads,
+    )
+    if bad >= 0:
+        raise IndexError(f"row {bad} of the batch: its lengths or block ids do not fit the tensors")
+    return out
+
+
+def _check(
+    q: Tensor, key: Tensor, value: Tensor, query_start_loc: Tensor, seq_lens: Tensor, block_tables: Tensor
+) -> None:
+    if key.dim() != 4 or key.shape != value.shape or not key.is_contiguous() or not value.is_contiguous():
+        raise ValueError(f"key and value must be contiguous [N, K, B, D], got {tuple(key.shape)}, {tuple(value.shape)}")
+    if q.dim() != 3 or q.shape[2] != key.shape[3] or q.shape[1] % key.shape[1] or not q.is_contiguous():
+        raise ValueError(f"q must be contiguous [T, H, D] for key {tuple(key.shape)}, got {tuple(q.shape)}")
+    rows = seq_lens.shape[0]
+    if query_start_loc.shape != (rows + 1,) or block_tables.dim() != 2 or block_tables.shape[0] != rows:
+        raise ValueError("query_start_loc must be [S + 1], seq_lens [S] and block_tables [S, max blocks]")
+    for tensor in (query_start_loc, seq_lens, block_tables):
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+            raise ValueError("query_start_loc, seq_lens and block_tables must be contiguous int32")

@@ -1,0 +1,66 @@
+"""The decoder: embed, then per layer attention and MLP on a residual stream, then norm and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.layers.attention import Attention
+from tokenwire_service.layers.batch import AttentionBatch, LayerKV
+from tokenwire_service.layers.embedding import VocabParallelEmbedding, VocabParallelHead
+from tokenwire_service.layers.mlp import GatedMLP
+from tokenwire_service.layers.norm import AddRMSNorm
+from tokenwire_service.layers.rotary import Rotary
+from tokenwire_service.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Pre-norm block: attention, then MLP."""
+
+    attention_norm: AddRMSNorm
+    attention: Attention
+    mlp_norm: AddRMSNorm
+    mlp: GatedMLP
+
+    def __call__(
+        self, residual: Tensor, delta: Tensor | None, cos_sin: Tensor, batch: AttentionBatch, kv: LayerKV
+    ) -> Tensor:
+        """residual [T, E], to which delta (the layer before's output) is still to be added → this layer's own delta."""
+        delta = self.attention(self.attention_norm(residual, delta), cos_sin, batch, kv)
+        return self.mlp(self.mlp_norm(residual, delta))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """One rank's part of a model. It keeps no state between calls: keys and values live in the caller's blocks."""
+
+    spec: ModelSpec
+    num_kv_heads: int
+    """KV heads of this rank: K of the LayerKV it is given."""
+    backend: Backend
+    """Where the model's tensors and the KV blocks live."""
+    embedding: VocabParallelEmbedding
+    rotary: Rotary
+    layers: tuple[DecoderLayer, ...]
+    norm: AddRMSNorm
+    head: VocabParallelHead
+
+    def forward(self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: Sequence[LayerKV]) -> Tensor:
+        """input_ids and positions int64 [T] → hidden [T, E] after the final norm; kv has one entry per layer.
+
+        Writes the keys and values of all T tokens into kv. Call under torch.inference_mode().
+        """
+        cos_sin = self.rotary(positions)
+        residual = self.embedding(input_ids)
+        delta: Tensor | None = None
+        for layer, layer_kv in zip(self.layers, kv, strict=True):
+            delta = layer(residual, delta, cos_sin, batch, layer_kv)
+        return self.norm(residual, delta)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [R, E], rows of what `forward` returned → float32 [R, V]."""
+        return self.head(hidden)
