@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tokenwire_service.rpc.serving import Serving, ServerState
+from tokenwire_service.rpc.serving import ServerState, Serving
 
 PROCESS = ""
 _Status = health_pb2.HealthCheckResponse

@@ -1,0 +1,143 @@
+"""One RPC while it runs: who called, until when, what it did so far, and how to write to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from tokenwire_service.errors import ShedError, TokenwireError
+from tokenwire_service.observability.telemetry import RequestTelemetry
+
+REQUEST_ID_KEY = "x-request-id"
+INSTANCE_KEY = "x-tokenwire-instance"
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+access_log = logging.getLogger("tokenwire_service.access")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def text_metadata(pairs: Any) -> dict[str, str]:
+    """The call's text metadata; of a repeated key the last value."""
+    return {key: value for key, value in pairs or () if isinstance(value, str)}
+
+
+def request_id_of(metadata: Mapping[str, str]) -> str:
+    """The caller's x-request-id when it is at most 128 visible ASCII characters, else a new one."""
+    given = metadata.get(REQUEST_ID_KEY, "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """What the access log tells about a call besides its end."""
+
+    response_id: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_time_s: float | None = None
+    first_token_time_s: float | None = None
+    user: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class ReaderGoneError(Exception):
+    """The other end vanished while a message was being written."""
+
+
+class Call:
+    """Made by the endpoint for each RPC; handlers see this and never the gRPC context."""
+
+    def __init__(
+        self,
+        context: Context,
+        method: str,
+        request_id: str,
+        telemetry: RequestTelemetry,
+        *,
+        endless: bool,
+        instance_id: str,
+        write_stall_timeout_s: float,
+    ) -> None:
+        self.method = method
+        self.telemetry = telemetry
+        self.endless = endless
+        self.record = CallRecord()
+        self.request_id = request_id
+        self.arrival_time = time.monotonic()
+        self.create_time = time.time()
+        remaining = context.time_remaining()
+        self.deadline: float | None = None if remaining is None else self.arrival_time + remaining
+        """On the monotonic clock; None when the caller set none."""
+        self._context = context
+        self._instance_id = instance_id
+        self._write_stall_timeout_s = write_stall_timeout_s
+        self._accepted = False
+        self._task = asyncio.current_task()
+        self.ended_by: TokenwireError | None = None
+        """Set when the server ended this call from outside."""
+
+    def end(self, error: TokenwireError) -> None:
+        """End the call from outside with `error`, wherever it is; the first one wins."""
+        if self.ended_by is None and self._task is not None:
+            self.ended_by = error
+            self._task.cancel()
+
+    async def accept(self) -> None:
+        """Send initial metadata, which commits the call: clients no longer retry it by themselves. Idempotent."""
+        if self._accepted:
+            return
+        self._accepted = True
+        await self._context.send_initial_metadata(
+            ((REQUEST_ID_KEY, self.request_id), (INSTANCE_KEY, self._instance_id))
+        )
+
+    async def write(self, message: Any) -> None:
+        """Write one message of a stream; waits while the reader is behind.
+
+        Raises ShedError when the reader took nothing for the stall timeout, ReaderGoneError when it is gone.
+        """
+        try:
+            async with asyncio.timeout(self._write_stall_timeout_s):
+                await self.accept()
+                await self._context.write(message)
+        except TimeoutError:
+            raise ShedError(
+                f"the reader took nothing for {self._write_stall_timeout_s:g} s; read the stream as it comes",
+                retry_after_s=0.0,
+            ) from None
+        except grpc.aio.BaseError:
+            raise ReaderGoneError from None
+
+    def log_end(self, code: str, reason: str) -> None:
+        """The one access-log line and the end of the call's telemetry."""
+        self.telemetry.ended(code, reason)
+        record, total_s = self.record, time.monotonic() - self.arrival_time
+        facts: dict[str, object] = {
+            "method": self.method,
+            "code": code,
+            "reason": reason,
+            "request_id": self.request_id,
+            "response_id": record.response_id,
+            "prompt_tokens": record.prompt_tokens or None,
+            "completion_tokens": record.completion_tokens or None,
+            "queue_ms": _milliseconds(record.queue_time_s),
+            "first_token_ms": _milliseconds(record.first_token_time_s),
+            "total_ms": _milliseconds(total_s),
+            # What callers chose is shown as JSON, so that it cannot pass for anything else on the line.
+            "user": json.dumps(record.user) if record.user else None,
+            "labels": json.dumps(dict(record.labels)) if record.labels else None,
+        }
+        access_log.info("rpc", extra={key: value for key, value in facts.items() if value not in ("", None)})
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

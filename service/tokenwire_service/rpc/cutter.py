@@ -1,0 +1,51 @@
+"""Cuts a stream's deltas into events: everything of one candidate that is ready together is one event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokenwire_service.rpc.events import CandidateDelta
+from tokenwire_service.rpc.plan import EventPlan
+
+
+class DeltaCutter:
+    """Merges deltas of a candidate and holds them until they are large or old enough, or the candidate ends."""
+
+    def __init__(self, plan: EventPlan) -> None:
+        self._plan = plan
+        self._held: dict[int, list[CandidateDelta]] = {}
+        self._due: dict[int, float] = {}
+
+    def push(self, delta: CandidateDelta, now: float) -> None:
+        """Take a delta; `now` is monotonic seconds."""
+        self._held.setdefault(delta.index, []).append(delta)
+        self._due.setdefault(delta.index, now + self._plan.max_delay_s)
+
+    def ready(self, now: float) -> Iterator[CandidateDelta]:
+        """One delta for each candidate that has enough."""
+        for index in tuple(self._held):
+            num_tokens = sum(len(delta.token_ids) for delta in self._held[index])
+            if num_tokens >= self._plan.min_tokens or now >= self._due[index]:
+                yield from self.rest(index)
+
+    def rest(self, index: int) -> Iterator[CandidateDelta]:
+        """What is held of one candidate, as one delta."""
+        held = self._held.pop(index, None)
+        self._due.pop(index, None)
+        if held:
+            yield _merge(held)
+
+    def due(self) -> float | None:
+        """When the oldest held delta must go, on the monotonic clock."""
+        return min(self._due.values(), default=None)
+
+
+def _merge(deltas: list[CandidateDelta]) -> CandidateDelta:
+    if len(deltas) == 1:
+        return deltas[0]
+    return CandidateDelta(
+        index=deltas[0].index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        logprobs=tuple(row for delta in deltas for row in delta.logprobs),
+    )
