@@ -125,8 +125,7 @@ async def test_cancelling_ends_the_pause_between_attempts(server) -> None:
     async with tw.AsyncClient(server.target, timeout=None) as client:
         stream = client.generate_stream("hi")
         reading = asyncio.create_task(stream.result())
-        while not server.attempts["GenerateStream"]:
-            await asyncio.sleep(0.01)
+        await server.asked.wait()
         await asyncio.sleep(0.05)
         stream.cancel()
         with pytest.raises(tw.Cancelled):

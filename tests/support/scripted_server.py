@@ -98,11 +98,12 @@ class ScriptedServer(
     models_grpc.ModelServiceServicer,
     engine_grpc.EngineServiceServicer,
 ):
-    """Serves every RPC the client calls. `script` queues one step per attempt; the last one stays for all that follow."""
+    """Serves every RPC the client calls. `script` queues a step per attempt; the last one stays for all that follow."""
 
     def __init__(self) -> None:
         self.attempts: dict[str, list[Attempt]] = defaultdict(list)
         self.cancelled = asyncio.Event()
+        self.asked = asyncio.Event()
         self.target = ""
         self.health = health.aio.HealthServicer()
         self._steps: dict[str, deque[Step]] = defaultdict(deque)
@@ -147,8 +148,9 @@ class ScriptedServer(
         return step
 
     async def _run(self, method: str, request: Any, context: aio.ServicerContext) -> AsyncIterator[Any]:
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        metadata = dict(context.invocation_metadata() or ())
         self.attempts[method].append(Attempt(request, metadata, context.time_remaining()))
+        self.asked.set()
         steps = self._steps[method]
         step = steps.popleft() if len(steps) > 1 else steps[0]
         async for message in step(request, context):

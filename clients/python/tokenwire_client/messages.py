@@ -83,13 +83,13 @@ def message_of(value: MessageLike, path: str = "message") -> Message:
     content = fields.get("content")
     if isinstance(content, (str, ContentPart, Media, Mapping)):
         content = (content,)
-    for idx, part in enumerate(content or ()):
+    for idx, part in enumerate(_several(content, f"{path}.content")):
         message.content.append(_part(part, f"{path}.content[{idx}]"))
-    for idx, call in enumerate(fields.get("tool_calls") or ()):
+    for idx, call in enumerate(_several(fields.get("tool_calls"), f"{path}.tool_calls")):
         message.tool_calls.append(_tool_call(call, f"{path}.tool_calls[{idx}]"))
     for key in ("name", "tool_call_id", "reasoning"):
         if fields.get(key) is not None:
-            setattr(message, key, fields[key])
+            setattr(message, key, _text(fields, key, path))
     return message
 
 
@@ -101,7 +101,9 @@ def tool_of(value: ToolLike, path: str = "tool") -> Tool:
         value = _mapping(value, path, {"type", "function"})["function"]
         path += ".function"
     fields = _mapping(value, path, {"name", "description", "parameters", "strict"})
-    tool = Tool(name=fields.get("name") or "", description=fields.get("description") or "")
+    tool = Tool(name=_text(fields, "name", path))
+    if fields.get("description") is not None:
+        tool.description = _text(fields, "description", path)
     if fields.get("parameters") is not None:
         tool.parameters_schema = json_text(fields["parameters"])
     if fields.get("strict") is not None:
@@ -134,11 +136,13 @@ def _part(value: object, path: str) -> ContentPart:
         return ContentPart(text=value)
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "text":
-        return ContentPart(text=_mapping(value, path, {"type", "text"})["text"])
+        return ContentPart(text=_text(_mapping(value, path, {"type", "text"}), "text", path))
     if kind == "image_url":
-        image = _mapping(value, path, {"type", "image_url"})["image_url"]
-        url = image if isinstance(image, str) else _mapping(image, f"{path}.image_url", {"url"})["url"]
-        return ContentPart(media=media(url))
+        image = _mapping(value, path, {"type", "image_url"}).get("image_url")
+        if isinstance(image, str):
+            return ContentPart(media=media(image))
+        path += ".image_url"
+        return ContentPart(media=media(_text(_mapping(image, path, {"url"}), "url", path)))
     raise TypeError(f"{path}: expected a text, ContentPart, Media, or a mapping of type text or image_url")
 
 
@@ -147,9 +151,8 @@ def _tool_call(value: object, path: str) -> ToolCall:
         return value
     fields = _mapping(value, path, {"id", "type", "function", "name", "arguments"})
     function = _mapping(fields.get("function", fields), path, {"id", "type", "name", "arguments"})
-    return ToolCall(
-        id=fields.get("id") or "", name=function.get("name") or "", arguments=json_text(function.get("arguments") or "")
-    )
+    arguments = json_text(function.get("arguments") or "")
+    return ToolCall(id=_text(fields, "id", path), name=_text(function, "name", path), arguments=arguments)
 
 
 def _mapping(value: object, path: str, known: set[str]) -> Mapping[str, Any]:
@@ -158,4 +161,21 @@ def _mapping(value: object, path: str, known: set[str]) -> Mapping[str, Any]:
     unknown = [str(key) for key in value if key not in known]
     if unknown:
         raise ValueError(f"{path}.{unknown[0]}: not known here; use {', '.join(sorted(known))}")
+    return value
+
+
+def _several(value: object, path: str) -> Iterable[object]:
+    if value is None:
+        return ()
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{path}: expected a list, not {type(value).__name__}")
+    return value
+
+
+def _text(fields: Mapping[str, Any], key: str, path: str) -> str:
+    value = fields.get(key)
+    if value is None:
+        raise ValueError(f"{path}.{key}: missing")
+    if not isinstance(value, str):
+        raise TypeError(f"{path}.{key}: expected a text, not {type(value).__name__}")
     return value
