@@ -165,7 +165,7 @@ class FakeRunner:
         slot = self._slots[row.slot]
         slot.block_ids.extend(row.new_block_ids)
         end = row.start + row.num_tokens
-        assert 0 < row.num_tokens
+        assert row.num_tokens > 0
         assert end <= len(slot.token_ids), "a token is computed before it is drawn"
         assert row.samples == (end == len(slot.token_ids))
         writes: dict[int, int] = {}

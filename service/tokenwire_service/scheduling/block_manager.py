@@ -84,9 +84,9 @@ class BlockManager:
 
     def extend_table(self, sequence: Sequence, num_tokens: int) -> tuple[int, ...] | None:
         """Append blocks until the table holds `num_tokens`. None, and nothing changed, when too few are free."""
-        num_new = self._num_blocks_for(num_tokens) - len(sequence.block_ids)
-        if num_new <= 0:
+        if num_tokens <= len(sequence.block_ids) * self.block_size:
             return ()
+        num_new = self._num_blocks_for(num_tokens) - len(sequence.block_ids)
         if num_new > self._pool.num_free:
             return None
         new = tuple([self._pool.allocate() for _ in range(num_new)])

@@ -23,7 +23,7 @@ class StepPlan:
         start = sequence.num_computed_tokens
         end = start + num_tokens
         samples = end == sequence.num_tokens
-        scores = sequence.wants_prompt_scores and sequence.num_scored_tokens < min(end + 1, sequence.num_prompt_tokens)
+        scores = sequence.num_scored_tokens < min(end + 1, sequence.num_prompt_tokens)
         self.rows.append(ScheduledSlot(sequence.slot, start, num_tokens, new_block_ids, samples, scores))
         self.owners.append((sequence, sequence.epoch))
         self.budget -= num_tokens

@@ -121,12 +121,10 @@ class Scheduler:
         """
         self.drop_expired(now)
         plan = StepPlan(self._limits.max_batch_prefill_tokens)
-        num_preemptions = self._num_preemptions
         for sequence in self._plan_decodes(plan):
             if plan.budget:
                 plan.compute(sequence, min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens))
-        if num_preemptions == self._num_preemptions:
-            self._plan_joins(plan)
+        self._plan_joins(plan)
         return self._commit(plan)
 
     def update(self, output: SchedulerOutput, result: StepResult, now: float) -> list[EngineEvent]:
@@ -305,12 +303,11 @@ class Scheduler:
             self._withdraw_all(sequence.state)
             self._book.fail(sequence.state, FailureReason.ENGINE_FAILURE, result.failure)
             return
-        computed_before = sequence.prompt_computed
-        sequence.num_confirmed_tokens = row.start + row.num_tokens
+        sequence.num_confirmed_tokens = end = row.start + row.num_tokens
         self._blocks.publish(sequence)
         if row.score_prompt and result is not None:
             self._book.prompt_scored(sequence, result.prompt_offset, result.prompt_logprobs)
-        if sequence.prompt_computed and not computed_before:
+        if row.start < sequence.num_prompt_tokens <= end:
             self._release_held(sequence)
         if row.samples:
             if result is None or len(result.token_ids) != 1:
@@ -362,7 +359,7 @@ def _is_waiting(sequence: Sequence) -> bool:
 
 
 def _finish_after(sequence: Sequence, token_id: int) -> Finish | None:
-    stopping = sequence.request.stopping
+    stopping = sequence.state.request.stopping
     if token_id in stopping.stop_token_ids:
         return Finish(FinishReason.STOP, token_id)
     if len(sequence.token_ids) < sequence.max_num_tokens:

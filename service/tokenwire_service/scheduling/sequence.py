@@ -43,7 +43,8 @@ class Sequence:
     num_pending_tokens: int = 0
     """Tokens being drawn by steps in flight: their positions exist, their ids are not known yet."""
     num_scored_tokens: int = 0
-    """Prompt positions, position 0 included, whose log-probabilities need no more reporting."""
+    """Leading prompt positions whose log-probabilities are not owed (any more): all, unless the request asked for
+    them and this is its leader, which alone reports them; position 0 never has one."""
     num_waiting_tokens: int = 0
     """Tokens not in the prefix cache when it began to wait; 0 when not waiting."""
     looked_up: bool = False
@@ -68,17 +69,8 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def prompt_computed(self) -> bool:
-        return self.num_confirmed_tokens >= self.num_prompt_tokens
-
-    @property
     def wants_prompt_scores(self) -> bool:
-        """True while prompt log-probabilities are owed; the leader alone reports them."""
-        return (
-            self.index == 0
-            and self.state.request.prompt_logprobs is not None
-            and self.num_scored_tokens < self.num_prompt_tokens
-        )
+        return self.num_scored_tokens < self.num_prompt_tokens
 
     @property
     def reads_cache(self) -> bool:
@@ -134,6 +126,6 @@ def make_request_state(request: Request, order: int, ageing_interval_s: float) -
     for index in range(request.num_candidates):
         rank = (aged, deadline, request.arrival_time, order, index)
         sequence = Sequence(state, index, rank, list(prompt), len(prompt), len(prompt) + request.stopping.max_tokens)
-        sequence.num_scored_tokens = 1
+        sequence.num_scored_tokens = 1 if index == 0 and request.prompt_logprobs is not None else len(prompt)
         state.sequences.append(sequence)
     return state

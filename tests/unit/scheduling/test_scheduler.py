@@ -96,6 +96,7 @@ def test_no_more_slots_than_tokens_in_a_step() -> None:
     for i in range(8):
         world.add(make_request(f"r{i}", (i,), max_tokens=5))
     world.run()
+    assert world.limits.num_slots == 3
     assert max(len(output.scheduled) for output in world.outputs) == 3
     world.assert_transcripts()
 
@@ -140,6 +141,17 @@ def test_the_lowest_rank_is_preempted_and_recomputed_with_its_tokens() -> None:
     assert low.num_preemptions == world.scheduler.stats().preemptions
     world.assert_transcripts()
     world.assert_idle()
+
+
+def test_joining_leaves_a_spare_block_for_each_that_runs() -> None:
+    world = World(make_limits(num_blocks=4, block_size=4, max_num_sequences=3))
+    world.add(make_request("a", (1, 2), max_tokens=2))
+    world.add(make_request("b", tuple(range(10, 20)), max_tokens=2))
+    world.add(make_request("c", (9,), max_tokens=1))
+    assert joined(world.step()) == [1], "three blocks for b would leave a none to grow into"
+    world.run()
+    assert [name for output in world.outputs for name in joined(output)] == [1, 10, 9]
+    world.assert_transcripts()
 
 
 def test_a_sequence_alone_in_a_pool_it_fills_exactly_ends_well() -> None:
