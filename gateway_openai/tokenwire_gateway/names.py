@@ -1,0 +1,79 @@
+"""Proto paths in the service's complaints, back to the names REST callers know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tokenwire_gateway.errors import Problem, Violation
+
+_PREFIXES = ("sampling.", "stopping.", "output.", "scheduling.", "constraint.", "cache.")
+
+CHAT: Mapping[str, str] = MappingProxyType(
+    {
+        "sampling.candidate_count": "n",
+        "stopping.include_stop": "include_stop_str_in_output",
+        "output.logprobs.top_n": "top_logprobs",
+        "scheduling.priority": "priority",
+        "cache.salt": "cache_salt",
+        "cache.session_id": "prompt_cache_key",
+        "constraint": "response_format",
+        "labels": "metadata",
+        "template_args_json": "chat_template_kwargs",
+        "reasoning.effort": "reasoning_effort",
+        "reasoning": "reasoning_effort",
+        "tool_choice.function_name": "tool_choice.function.name",
+        "tool_choice.mode": "tool_choice",
+    }
+)
+COMPLETION: Mapping[str, str] = MappingProxyType(
+    {
+        **CHAT,
+        "output.logprobs.top_n": "logprobs",
+        "output.prompt_logprobs": "echo",
+        "prompt": "prompt",
+        "text": "prompt",
+        "token_ids": "prompt",
+        "token_ids.ids": "prompt",
+    }
+)
+TGI: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "adapter_id",
+        "prompt": "inputs",
+        "text": "inputs",
+        "chat.messages": "messages",
+        "sampling.context_frequency_penalty": "frequency_penalty",
+        "stopping.max_tokens": "max_new_tokens",
+        "sampling.candidate_count": "best_of",
+        "output.logprobs.top_n": "top_n_tokens",
+        "output.prompt_logprobs": "decoder_input_details",
+        "truncate_prompt_tokens": "truncate",
+        "constraint": "grammar",
+    }
+)
+
+
+def rest_name(path: str, names: Mapping[str, str]) -> str:
+    """The parameter that `path` came from: the longest known start is replaced, what follows it (`[3]`) stays."""
+    for known in sorted(names, key=len, reverse=True):
+        if path == known:
+            return names[known]
+        if path.startswith((f"{known}[", f"{known}.")):
+            rest = path.removeprefix(known)
+            return names[known] + (rest if rest.startswith("[") else "")
+    for prefix in _PREFIXES:
+        if path.startswith(prefix):
+            return path.removeprefix(prefix)
+    return path
+
+
+def renamed(problem: Problem, names: Mapping[str, str]) -> Problem:
+    """`problem` with REST names in its violations, and a message made of them."""
+    if not problem.violations:
+        return problem
+    violations = tuple(Violation(rest_name(v.field, names), v.description) for v in problem.violations)
+    message = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
+    return Problem(
+        problem.status, problem.reason, message, violations, problem.retry_after_s, problem.facts, problem.headers
+    )
