@@ -268,17 +268,17 @@ async def test_a_cancel_by_the_server_is_an_error_and_not_a_cancelled_task(serve
     assert caught.value.partial.text == PIECES[0]
 
 
-async def test_closing_the_client_ends_its_calls(server) -> None:
-    server.script("GenerateStream", server.hang(*generate_events()[:1]))
+async def test_closing_the_client_ends_its_calls(server, connect) -> None:
+    server.script("GenerateStream", server.hang(*generate_events()[:2]))
     server.script("Generate", server.hang())
-    client = tw.AsyncClient(server.target, timeout=None)
-    stream = client.generate_stream("hi")
-    await anext(stream)
+    client = connect(server.target, timeout=None)
+    streaming = asyncio.create_task(client.result("generate_stream", "hi"))
+    await server.asked.wait()
     server.asked.clear()
-    calls = [asyncio.create_task(stream.result()), asyncio.create_task(client.generate("hi"))]
+    waiting = asyncio.create_task(client("generate", "hi"))
     await server.asked.wait()
     await client.close()
-    for call in calls:
+    for call in (streaming, waiting):
         with pytest.raises(tw.Cancelled):
             await asyncio.wait_for(call, 10)
 

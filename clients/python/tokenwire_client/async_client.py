@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from functools import partial
@@ -52,6 +53,7 @@ AsyncChatStream = AsyncResultStream[ChatStreamResponse, ChatCompletion]
 AsyncLoadStream = AsyncEventStream[WatchLoadResponse]
 
 _R = TypeVar("_R")
+_Rpc = TypeVar("_Rpc")
 
 
 class _Stubs:
@@ -69,6 +71,19 @@ class _Stubs:
         self.models = ModelServiceStub(self.channel)
         self.engine = EngineServiceStub(self.channel)
         self.health: Any = health.stub(self.channel)
+        # grpc.aio finds calls to end at a close by the frames of tasks, and misses some.
+        self._live: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def begin(self, method: Callable[..., _Rpc], *args: Any, **options: Any) -> _Rpc:
+        """Begins a call that `close` ends."""
+        rpc = method(*args, **options)
+        self._live.add(rpc)
+        return rpc
+
+    async def close(self) -> None:
+        for rpc in list(self._live):
+            rpc.cancel()
+        await self.channel.close()
 
 
 class AsyncClient:
@@ -210,7 +225,7 @@ class AsyncClient:
         """Closes the channel; calls in flight end Cancelled. The client cannot be used again."""
         self._closed = True
         if self._opened is not None:
-            await self._opened.channel.close()
+            await self._opened.close()
             self._opened = None
 
     async def __aenter__(self) -> Self:
@@ -238,7 +253,7 @@ class AsyncClient:
         while True:
             metadata = call.metadata(await self._bearer())
             try:
-                return await method(request, timeout=call.remaining(), metadata=metadata)
+                return await self._stubs().begin(method, request, timeout=call.remaining(), metadata=metadata)
             except aio.AioRpcError as error:
                 failure = from_rpc_error(error, call.request_id)
                 delay = call.retry_delay(failure)
@@ -259,5 +274,6 @@ class AsyncClient:
     ) -> Any:
         """Begins an attempt of a stream."""
         metadata = call.metadata(await self._bearer())
-        start = method(self._stubs())
-        return start(request, timeout=call.remaining(), metadata=metadata, wait_for_ready=wait_for_ready)
+        stubs = self._stubs()
+        options = {"timeout": call.remaining(), "metadata": metadata, "wait_for_ready": wait_for_ready}
+        return stubs.begin(method(stubs), request, **options)

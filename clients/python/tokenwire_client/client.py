@@ -244,6 +244,7 @@ class Client:
         call = self._defaults.begin(options)
         while True:
             metadata = call.metadata(self._bearer())
+            self._stubs()
             try:
                 return method(request, timeout=call.remaining(), metadata=metadata)
             except grpc.RpcError as error:
