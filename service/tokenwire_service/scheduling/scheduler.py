@@ -116,8 +116,8 @@ class Scheduler:
     def schedule(self, now: float) -> SchedulerOutput:
         """Plan the next step and count its tokens as computed.
 
-        An output without rows is not to be updated. One that has leaves must reach the runner all the same: their slots
-        may be joined in the next output.
+        An output without rows is no step in flight (`update` takes it, and only returns events), but its leaves must
+        reach the runner all the same: their slots may be joined in the next output.
         """
         self.drop_expired(now)
         plan = StepPlan(self._limits.max_batch_prefill_tokens)
@@ -134,14 +134,8 @@ class Scheduler:
         samples has not exactly one token.
         """
         self._book.now = now
-        if not self._in_flight or not self._in_flight[0].step_id == output.step_id == result.step_id:
-            raise ValueError(f"step {output.step_id} with results of {result.step_id}: not the oldest step in flight")
-        step = self._in_flight.popleft()
-        self._step_time_s = now - step.start_time
-        results = {slot_result.slot: slot_result for slot_result in result.slots}
-        for row, (sequence, epoch) in zip(output.scheduled, step.owners, strict=True):
-            if sequence.epoch == epoch:
-                self._confirm(row, sequence, results.get(row.slot))
+        if output.scheduled:
+            self._finish_step(output, result, now)
         return self._book.take_events()
 
     def take_events(self) -> list[EngineEvent]:
@@ -296,6 +290,16 @@ class Scheduler:
             self._in_flight.append(StepInFlight(step_id, self._book.now, plan.owners))
         leaves, self._leaves = tuple(self._leaves), []
         return SchedulerOutput(step_id, leaves, tuple(plan.joins), tuple(plan.rows))
+
+    def _finish_step(self, output: SchedulerOutput, result: StepResult, now: float) -> None:
+        if not self._in_flight or not self._in_flight[0].step_id == output.step_id == result.step_id:
+            raise ValueError(f"step {output.step_id} with results of {result.step_id}: not the oldest step in flight")
+        step = self._in_flight.popleft()
+        self._step_time_s = now - step.start_time
+        results = {slot_result.slot: slot_result for slot_result in result.slots}
+        for row, (sequence, epoch) in zip(output.scheduled, step.owners, strict=True):
+            if sequence.epoch == epoch:
+                self._confirm(row, sequence, results.get(row.slot))
 
     def _confirm(self, row: ScheduledSlot, sequence: Sequence, result: SlotResult | None) -> None:
         """A row of a sequence still in the slot it was planned for was computed."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,12 +12,12 @@ from tokenwire_service.scheduling.block_manager import BlockManager
 from tokenwire_service.scheduling.sequence import Sequence, make_request_state
 
 
-def make_manager(num_blocks: int = 10, block_size: int = 4, **options: object) -> BlockManager:
-    return BlockManager(num_blocks, block_size, hash_key=HASH_KEY, **options)  # type: ignore[arg-type]
+def make_manager(num_blocks: int = 10, block_size: int = 4, **options: Any) -> BlockManager:
+    return BlockManager(num_blocks, block_size, hash_key=HASH_KEY, **options)
 
 
-def make_sequence(prompt: tuple[int, ...], max_tokens: int = 50, **options: object) -> Sequence:
-    return make_request_state(make_request("r", prompt, max_tokens, **options), 0, 5.0).sequences[0]  # type: ignore[arg-type]
+def make_sequence(prompt: tuple[int, ...], max_tokens: int = 50, **options: Any) -> Sequence:
+    return make_request_state(make_request("r", prompt, max_tokens, **options), 0, 5.0).sequences[0]
 
 
 def compute(manager: BlockManager, sequence: Sequence) -> None:
@@ -24,7 +26,7 @@ def compute(manager: BlockManager, sequence: Sequence) -> None:
     manager.publish(sequence)
 
 
-def prime(manager: BlockManager, prompt: tuple[int, ...], **options: object) -> list[int]:
+def prime(manager: BlockManager, prompt: tuple[int, ...], **options: Any) -> list[int]:
     """Leave the prompt in the cache; returns the blocks it took."""
     sequence = make_sequence(prompt, **options)
     assert manager.open_table(sequence, num_spare=0)

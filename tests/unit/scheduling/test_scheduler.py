@@ -347,6 +347,15 @@ def test_updates_come_in_order_with_one_token_for_each_draw() -> None:
         scheduler.update(first, StepResult(first.step_id, ()), 0.0)
 
 
+def test_an_output_without_rows_only_brings_events() -> None:
+    scheduler = Scheduler(make_limits())
+    scheduler.add(make_request("a", time_limit_s=1.0), 0.0)
+    output = scheduler.schedule(1.0)
+    assert output.scheduled == ()
+    assert isinstance(feed(scheduler, output)[-1], Completed)
+    assert not scheduler.has_work()
+
+
 def test_a_failed_slot_ends_its_request_alone() -> None:
     scheduler = Scheduler(make_limits())
     scheduler.add(make_request("a", (1,), num_candidates=2), 0.0)
