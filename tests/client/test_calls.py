@@ -22,6 +22,8 @@ async def test_metadata_of_client_and_call_meet(server, connect) -> None:
     seen = server.attempts["Generate"][0].metadata
     assert (seen["x-tenant"], seen["x-kept"], seen["x-blob-bin"]) == ("b", "k", b"\x00")
     assert (seen["traceparent"], seen["authorization"]) == ("00-1-2-01", "Bearer secret")
+    keys = server.attempts["Generate"][0].keys
+    assert len(keys) == len(set(keys))
     assert seen["user-agent"].startswith("tokenwire-client-python/")
 
 

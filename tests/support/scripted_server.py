@@ -36,6 +36,7 @@ class Attempt:
 
     request: Any
     metadata: dict[str, str | bytes]
+    keys: list[str]
     time_remaining: float | None
 
 
@@ -148,8 +149,9 @@ class ScriptedServer(
         return step
 
     async def _run(self, method: str, request: Any, context: aio.ServicerContext) -> AsyncIterator[Any]:
-        metadata = dict(context.invocation_metadata() or ())
-        self.attempts[method].append(Attempt(request, metadata, context.time_remaining()))
+        metadata = [(key, value) for key, value in context.invocation_metadata() or ()]
+        keys = [key for key, _ in metadata]
+        self.attempts[method].append(Attempt(request, dict(metadata), keys, context.time_remaining()))
         self.asked.set()
         steps = self._steps[method]
         step = steps.popleft() if len(steps) > 1 else steps[0]
