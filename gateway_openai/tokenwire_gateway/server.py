@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import uvicorn
 
 from tokenwire_gateway.app import create_app
@@ -28,6 +30,10 @@ def make_server(config: GatewayConfig) -> uvicorn.Server:
 
 
 def run(config: GatewayConfig) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT, then finish what is running and return."""
     logs.set_up(config.log_level, as_json=config.json_output)
-    make_server(config).run()
+    server = make_server(config)
+    # uvicorn raises the signal that ended it once more; by then everything has ended well.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run()
