@@ -19,7 +19,9 @@ def load(resolved: ResolvedModel, attention: str = "sdpa") -> Any:
             str(path.parent), gguf_file=path.name, dtype=torch.float32, attn_implementation=attention
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), dtype=torch.float32, attn_implementation=attention
+        )
     return model.eval()
 
 
@@ -55,7 +57,9 @@ class TransformersContinuousBatching:
 
     def __init__(self, resolved: ResolvedModel) -> None:
         self._model = load(resolved)
-        self._config = ContinuousBatchingConfig(num_blocks=640, page_size=32, max_batch_tokens=512, allow_block_sharing=False)
+        self._config = ContinuousBatchingConfig(
+            num_blocks=640, page_size=32, max_batch_tokens=512, allow_block_sharing=False
+        )
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> int:
         generation = GenerationConfig(

@@ -1,4 +1,4 @@
-"""Bad input at both doors of the running product: the right status, the field's name, the remedy; and the server goes on."""
+"""Bad input at both doors of the running product: right status, field's name, remedy; and the server goes on."""
 
 import json
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tokenwire.v1 import text_generation_pb2 as pb
-from tokenwire.v1 import text_generation_pb2_grpc as pb_grpc
 
 from tests.support.stack import Stack
+from tokenwire.v1 import text_generation_pb2 as pb
+from tokenwire.v1 import text_generation_pb2_grpc as pb_grpc
 
 GENERATE = "/tokenwire.v1.TextGenerationService/Generate"
 
@@ -24,7 +24,9 @@ def channel(stack: Stack) -> Iterator[grpc.Channel]:
 
 def call(channel: grpc.Channel, request: pb.GenerateRequest | bytes) -> grpc.RpcError:
     """The error of one Generate call, sent as the bytes they are."""
-    method = channel.unary_unary(GENERATE, request_serializer=None, response_deserializer=pb.GenerateResponse.FromString)
+    method = channel.unary_unary(
+        GENERATE, request_serializer=None, response_deserializer=pb.GenerateResponse.FromString
+    )
     payload = request if isinstance(request, bytes) else request.SerializeToString()
     with pytest.raises(grpc.RpcError) as caught:
         method(payload, timeout=60)

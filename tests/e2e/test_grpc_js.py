@@ -20,7 +20,12 @@ def test_grpc_js(stack: Stack, tmp_path: Path) -> None:
     install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
     subprocess.run(install, cwd=tmp_path, check=True, timeout=150, capture_output=True)
     result = subprocess.run(
-        ["node", "client.js", stack.grpc, str(PROTOS)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        ["node", "client.js", stack.grpc, str(PROTOS)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)

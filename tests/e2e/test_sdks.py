@@ -17,7 +17,12 @@ def sdk(stack: Stack) -> openai.OpenAI:
 def test_openai_streams_a_sensible_answer(sdk: openai.OpenAI) -> None:
     model = sdk.models.list().data[0].id
     with sdk.chat.completions.create(
-        model=model, messages=QUESTION, stream=True, temperature=0, max_tokens=24, stream_options={"include_usage": True}
+        model=model,
+        messages=QUESTION,
+        stream=True,
+        temperature=0,
+        max_tokens=24,
+        stream_options={"include_usage": True},
     ) as chunks:
         seen = list(chunks)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in seen if chunk.choices)
@@ -36,7 +41,15 @@ def test_openai_stream_equals_unary(sdk: openai.OpenAI) -> None:
 
 def test_openai_n_logprobs_and_stop(sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(
-        model="", messages=QUESTION, n=2, seed=1, temperature=0.9, max_tokens=16, logprobs=True, top_logprobs=3, stop=["\n\n", "zzz"]
+        model="",
+        messages=QUESTION,
+        n=2,
+        seed=1,
+        temperature=0.9,
+        max_tokens=16,
+        logprobs=True,
+        top_logprobs=3,
+        stop=["\n\n", "zzz"],
     )
     assert [choice.index for choice in answer.choices] == [0, 1]
     for choice in answer.choices:
@@ -48,7 +61,9 @@ def test_openai_n_logprobs_and_stop(sdk: openai.OpenAI) -> None:
 
 
 def test_openai_completions(sdk: openai.OpenAI) -> None:
-    answer = sdk.completions.create(model="", prompt=["One, two, three,", "Monday, Tuesday,"], max_tokens=8, temperature=0)
+    answer = sdk.completions.create(
+        model="", prompt=["One, two, three,", "Monday, Tuesday,"], max_tokens=8, temperature=0
+    )
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert "four" in answer.choices[0].text
     assert "Wednesday" in answer.choices[1].text

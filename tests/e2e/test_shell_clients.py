@@ -74,7 +74,11 @@ def test_grpcurl_shows_what_is_wrong(stack: Stack) -> None:
     bad = json.dumps({"text": "x", "sampling": {"top_p": 2}})
     method = "tokenwire.v1.TextGenerationService/Generate"
     result = subprocess.run(
-        [str(BIN / "grpcurl"), "-plaintext", "-d", bad, stack.grpc, method], capture_output=True, text=True, timeout=60, check=False
+        [str(BIN / "grpcurl"), "-plaintext", "-d", bad, stack.grpc, method],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode != 0
     assert "InvalidArgument" in result.stderr
@@ -90,7 +94,13 @@ def test_tgi_generate_as_its_quick_tour_has_it(stack: Stack) -> None:
 
 
 def test_chat_completions_stream_as_curl_sees_it(stack: Stack) -> None:
-    body = {"model": "tgi", "messages": [{"role": "user", "content": "Say hello."}], "stream": True, "max_tokens": 8, "temperature": 0}
+    body = {
+        "model": "tgi",
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "stream": True,
+        "max_tokens": 8,
+        "temperature": 0,
+    }
     answer = stack.http("/v1/chat/completions", body)
     lines = [line for line in answer.body.decode().splitlines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"

@@ -44,9 +44,13 @@ class Stack:
     metrics: str
     log: Path
 
-    def http(self, path: str, body: Any = None, *, raw: bytes | None = None, headers: dict[str, str] | None = None) -> HttpAnswer:
+    def http(
+        self, path: str, body: Any = None, *, raw: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> HttpAnswer:
         data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
-        request = urllib.request.Request(f"{self.rest}{path}", data=data, headers={"Content-Type": "application/json"} | (headers or {}))
+        request = urllib.request.Request(
+            f"{self.rest}{path}", data=data, headers={"Content-Type": "application/json"} | (headers or {})
+        )
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 return HttpAnswer(answer.status, dict(answer.headers), answer.read())
@@ -82,7 +86,9 @@ def running_stack(directory: Path, arguments: Sequence[str] = (), limit_s: float
             stderr=subprocess.STDOUT,
             env=os.environ | {"TOKENWIRE_HOSTNAME": "127.0.0.1"},
         )
-    stack = Stack(process, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{rest_port}", f"http://127.0.0.1:{metrics_port}", log)
+    stack = Stack(
+        process, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{rest_port}", f"http://127.0.0.1:{metrics_port}", log
+    )
     try:
         _wait_until_healthy(stack, limit_s)
         yield stack
