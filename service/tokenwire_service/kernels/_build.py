@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 import platform
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-_LOG = logging.getLogger(__name__)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     "-std=c++17",
@@ -88,23 +86,17 @@ def _cpu_description() -> bytes:
 def _compile(compiler: str, sources: Sequence[Path], shares_openmp: bool, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(sources))]
-        running = [
-            subprocess.Popen([compiler, *_FLAGS, "-c", str(source), "-o", target], stderr=subprocess.PIPE)
-            for source, target in zip(sources, objects, strict=True)
-        ]
-        for process in running:
-            _finish(process)
+        for source, target in zip(sources, objects, strict=True):
+            _run([compiler, *_FLAGS, "-c", str(source), "-o", target])
         # Without -fopenmp at link time the OpenMP symbols resolve to the runtime that torch has loaded.
         link = [compiler, "-shared", *objects, "-o", str(Path(scratch) / "out.so")]
-        _finish(subprocess.Popen(link if shares_openmp else [*link, "-fopenmp"], stderr=subprocess.PIPE))
+        _run(link if shares_openmp else [*link, "-fopenmp"])
         # Another process may have done the same meanwhile: the rename is atomic and both results are equal.
         (Path(scratch) / "out.so").replace(library)
 
 
-def _finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=_COMPILE_TIMEOUT_S)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args, stderr=errors)
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S)
 
 
 def _one_line(error: Exception) -> str:
