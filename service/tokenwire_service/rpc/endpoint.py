@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Never, cast
+from typing import Any, Never
 
 import grpc
 from google.protobuf.message import Message
@@ -88,7 +88,7 @@ class LiveCalls:
             call.end(error)
 
 
-def generic_handler(service: Service, calls: LiveCalls) -> grpc.GenericRpcHandler[Any, Any]:
+def generic_handler(service: Service, calls: LiveCalls) -> grpc.GenericRpcHandler:
     """What `add_generic_rpc_handlers` takes."""
     handlers = {
         method.name: _method_handler(f"{service.name}/{method.name}", method, calls) for method in service.methods
@@ -99,13 +99,10 @@ def generic_handler(service: Service, calls: LiveCalls) -> grpc.GenericRpcHandle
 def _method_handler(full_name: str, method: Method, calls: LiveCalls) -> grpc.RpcMethodHandler[Any, Any]:
     make = grpc.unary_stream_rpc_method_handler if method.streams else grpc.unary_unary_rpc_method_handler
     endpoint = _Endpoint(full_name, method, calls)
-    return cast(
-        "grpc.RpcMethodHandler[Any, Any]",
-        make(
-            endpoint.serve,
-            request_deserializer=functools.partial(parse, message_class=method.request),
-            response_serializer=method.response.SerializeToString,
-        ),
+    return make(
+        endpoint.serve,
+        request_deserializer=functools.partial(parse, message_class=method.request),
+        response_serializer=method.response.SerializeToString,
     )
 
 

@@ -12,22 +12,24 @@ from tokenwire_service.rpc.serving import ServerState, Serving
 
 PROCESS = ""
 _Status = health_pb2.HealthCheckResponse
+ServingStatus = Any
+"""An enum value of HealthCheckResponse; the stubs have no name for it."""
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class HealthServicer(health_pb2_grpc.HealthServicer):
     """`""` is the process; each service name is SERVING while its requests would be answered."""
 
     def __init__(self, serving: Serving, services: Sequence[str]) -> None:
         self._serving = serving
         self._services = tuple(services)
 
-    def status(self, service: str) -> int:
+    def status(self, service: str) -> ServingStatus:
         """A ServingStatus; SERVICE_UNKNOWN for a name not served here."""
         if service == PROCESS:
-            return int(_Status.SERVING)
+            return _Status.SERVING
         if service not in self._services:
-            return int(_Status.SERVICE_UNKNOWN)
-        return int(_Status.SERVING if self._serving.state is ServerState.SERVING else _Status.NOT_SERVING)
+            return _Status.SERVICE_UNKNOWN
+        return _Status.SERVING if self._serving.state is ServerState.SERVING else _Status.NOT_SERVING
 
     async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         status = self.status(request.service)
@@ -40,7 +42,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthListResponse(statuses={name: _Status(status=self.status(name)) for name in names})
 
     async def Watch(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        sent: int | None = None
+        sent: ServingStatus | None = None
         while True:
             change = self._serving.next_change()
             status = self.status(request.service)

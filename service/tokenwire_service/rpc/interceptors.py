@@ -27,9 +27,9 @@ class BearerAuth(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         method = str(handler_call_details.method)
         if method.startswith(OPEN_PREFIXES):
             return await continuation(handler_call_details)
@@ -52,5 +52,5 @@ class BearerAuth(grpc.aio.ServerInterceptor):
             await refuse(self._calls, self._calls.open(context, name), context, error)
 
         # Of this kind the handler runs before any message is read.
-        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(refuse_call)  # type: ignore[arg-type]
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(refuse_call)
         return handler

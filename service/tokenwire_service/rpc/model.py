@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from tokenwire_service.text.chat_template import ChatTemplate
 from tokenwire_service.text.tokenizer import Tokenizer
 
+QUEUE_CONTEXTS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
@@ -23,10 +25,15 @@ class ModelLimits:
     max_queue_tokens: int = 0
     """Prompt tokens waiting at most; 0 takes 32 times max_context_tokens."""
 
+    @property
+    def queue_tokens(self) -> int:
+        """Prompt tokens waiting at most, resolved."""
+        return self.max_queue_tokens or QUEUE_CONTEXTS * self.max_context_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """The model's own values for sampling fields a request leaves unset; None falls through to the contract's default."""
+    """The model's own values for sampling fields a request leaves unset; None takes the contract's default."""
 
     temperature: float | None = None
     top_p: float | None = None

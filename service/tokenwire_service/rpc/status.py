@@ -122,7 +122,7 @@ def to_status(error: TokenwireError, request_id: str = "") -> RpcStatus:
         rich.details.add().Pack(detail)
         if rich.ByteSize() > MAX_DETAILS_BYTES:
             _shrink_last(rich)
-    trailers = tuple(rpc_status.to_status(rich).trailing_metadata)
+    trailers = tuple(rpc_status.to_status(rich).trailing_metadata)  # type: ignore[no-untyped-call]
     if row.pushback and error.retry_after_s is not None:
         trailers += ((PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))),)
     return RpcStatus(row.code, message, trailers)

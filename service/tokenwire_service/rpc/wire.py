@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from tokenwire_service.errors import FieldViolation
 
+MessageType = Any
+"""A message's descriptor; the stubs know two unrelated classes for it."""
 MAX_FIELDS_WALKED = 20_000
 MAX_DEPTH = 100
 MAX_UNKNOWN_REPORTED = 64
@@ -61,7 +64,7 @@ class _ProblemFound(Exception):
         self.violation = FieldViolation(field, description)
 
 
-def find_problem(raw: bytes, descriptor: Descriptor) -> FieldViolation:
+def find_problem(raw: bytes, descriptor: MessageType) -> FieldViolation:
     """Name the first field that is at fault in bytes that failed to parse."""
     walker = _Walker(raw)
     try:
@@ -71,7 +74,7 @@ def find_problem(raw: bytes, descriptor: Descriptor) -> FieldViolation:
     return FieldViolation("", f"the bytes are not a {descriptor.full_name}: {_REMEDY}")
 
 
-def find_unknown_fields(raw: bytes, descriptor: Descriptor) -> tuple[FieldViolation, ...]:
+def find_unknown_fields(raw: bytes, descriptor: MessageType) -> tuple[FieldViolation, ...]:
     """Name the field numbers, in any nested message, that the contract does not know."""
     walker = _Walker(raw)
     try:
@@ -83,7 +86,7 @@ def find_unknown_fields(raw: bytes, descriptor: Descriptor) -> tuple[FieldViolat
     return (FieldViolation("", f"holds fields that {descriptor.full_name} does not have here: leave them out"),)
 
 
-def _unknown(owner: Descriptor, field: FieldDescriptor | None, number: int) -> str:
+def _unknown(owner: MessageType, field: FieldDescriptor | None, number: int) -> str:
     if field is None:
         return f"{owner.full_name} has no field number {number} here: leave it out, or use a server that knows it"
     return f"field number {number} of {owner.full_name} is not of the type sent: generate stubs from its contract"
@@ -105,7 +108,7 @@ class _Walker:
         self.unknown: dict[str, str] = {}
         """Path of each field that is not the contract's → what is wrong with it."""
 
-    def message(self, descriptor: Descriptor, at: int, end: int, path: str, depth: int) -> None:
+    def message(self, descriptor: MessageType, at: int, end: int, path: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise _ProblemFound(path, f"nested deeper than {MAX_DEPTH} messages: send fewer levels")
         counts: dict[int, int] = {}

@@ -1,0 +1,144 @@
+"""Generate and GenerateStream: convert, run, convert. `Generations` is what Chat shares with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from tokenwire.v1 import text_generation_pb2 as pb
+from tokenwire_service.engine.client import EngineClient
+from tokenwire_service.rpc.call import Call
+from tokenwire_service.rpc.convert.generate import generate_plan
+from tokenwire_service.rpc.convert.responses import ResponseWriter, finish, info, timing, usage
+from tokenwire_service.rpc.endpoint import Method
+from tokenwire_service.rpc.events import Done, GenerationEvent, Started
+from tokenwire_service.rpc.gather import Gathered, GatheredCandidate
+from tokenwire_service.rpc.model import ServedModel
+from tokenwire_service.rpc.plan import GenerationPlan
+from tokenwire_service.rpc.serving import Serving
+from tokenwire_service.rpc.session import Door, generate
+
+
+class Generations:
+    """Runs plans: to the end for unary calls, event by event for streams."""
+
+    def __init__(self, serving: Serving, door: Door, version: str) -> None:
+        self.serving = serving
+        self._door = door
+        self._version = version
+
+    async def gather(self, call: Call, plan: GenerationPlan) -> tuple[Gathered, ResponseWriter]:
+        """The whole generation, and the writer of its messages. Raises TokenwireError."""
+        model, engine = self._begin(call, plan, streams=False)
+        gathered = Gathered()
+        async with aclosing(
+            generate(call, plan, model, engine, self._fingerprint(model, engine), self._door)
+        ) as batches:
+            async for events in batches:
+                gathered.add(events)
+        return gathered, ResponseWriter(plan.output, model.tokenizer)
+
+    async def stream(
+        self, call: Call, plan: GenerationPlan, message: Callable[[ResponseWriter, GenerationEvent], Any]
+    ) -> None:
+        """Write `message` of each event to the call. Raises TokenwireError."""
+        model, engine = self._begin(call, plan, streams=True)
+        writer = ResponseWriter(plan.output, model.tokenizer)
+        async with aclosing(
+            generate(call, plan, model, engine, self._fingerprint(model, engine), self._door)
+        ) as batches:
+            async for events in batches:
+                for event in events:
+                    await call.write(message(writer, event))
+
+    def _begin(self, call: Call, plan: GenerationPlan, *, streams: bool) -> tuple[ServedModel, EngineClient]:
+        model, engine = self.serving.require()
+        call.record.user, call.record.labels = plan.user, plan.labels
+        call.telemetry.attributes(**_attributes(plan, model, streams=streams))
+        return model, engine
+
+    def _fingerprint(self, model: ServedModel, engine: EngineClient) -> str:
+        """Stable for one build, model, precision and set of kernels."""
+        facts = engine.info
+        parts = (
+            self._version,
+            model.name,
+            model.source,
+            model.revision,
+            model.dtype,
+            model.quantization,
+            facts.device,
+            facts.num_shards,
+            facts.attention_backend,
+        )
+        return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class GenerateMethods:
+    """Continues prompts."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+
+    def methods(self) -> tuple[Method, ...]:
+        return (
+            Method("Generate", pb.GenerateRequest, pb.GenerateResponse, self.generate),
+            Method("GenerateStream", pb.GenerateRequest, pb.GenerateStreamResponse, self.generate_stream, streams=True),
+        )
+
+    async def generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        plan = generate_plan(request, self._generations.serving.require()[0], streams=False)
+        gathered, writer = await self._generations.gather(call, plan)
+        started, done = whole(gathered)
+        chunk = gathered.prompt_chunk()
+        return pb.GenerateResponse(
+            info=info(started.facts),
+            candidates=[_candidate(found, plan, writer) for found in gathered.candidates(plan.candidate_count)],
+            prompt=None if chunk is None else writer.prompt(chunk),
+            usage=usage(done.usage),
+            timing=timing(done),
+        )
+
+    async def generate_stream(self, request: pb.GenerateRequest, call: Call) -> None:
+        plan = generate_plan(request, self._generations.serving.require()[0], streams=True)
+        await self._generations.stream(call, plan, ResponseWriter.generate_event)
+
+
+def whole(gathered: Gathered) -> tuple[Started, Done]:
+    """The first and the last event, which every generation that ended well has."""
+    assert gathered.started is not None
+    assert gathered.done is not None
+    return gathered.started, gathered.done
+
+
+def _candidate(found: GatheredCandidate, plan: GenerationPlan, writer: ResponseWriter) -> pb.Candidate:
+    output = plan.output
+    return pb.Candidate(
+        index=found.index,
+        text=found.text if output.text else "",
+        token_ids=found.token_ids if output.token_ids else (),
+        logprobs=writer.logprobs(found.token_ids, found.logprobs) if output.logprobs else None,
+        finish=None if found.ended is None else finish(found.ended),
+        token_count=len(found.token_ids),
+    )
+
+
+def _attributes(
+    plan: GenerationPlan, model: ServedModel, *, streams: bool
+) -> Mapping[str, str | bool | int | float | None]:
+    sampling = plan.sampling
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or None,
+        "presence_penalty": sampling.presence_penalty or None,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "choice_count": plan.candidate_count if plan.candidate_count > 1 else None,
+        "stream": streams,
+        "response_model": model.name,
+        "user": plan.user or None,
+        "session_id": plan.session_id or None,
+        **{f"tokenwire.label.{key}": value for key, value in plan.labels.items()},
+    }

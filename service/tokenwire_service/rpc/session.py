@@ -1,0 +1,215 @@
+"""One generation from admission to its end, as neutral events. Unary calls and streams share this path."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from tokenwire_service.core.events import Admitted, Completed, EngineEvent, Failed, PromptScored, TokensGenerated
+from tokenwire_service.engine.client import EngineClient, RequestStream
+from tokenwire_service.errors import EngineFailureError
+from tokenwire_service.rpc.admission import Admission, Ticket
+from tokenwire_service.rpc.call import Call
+from tokenwire_service.rpc.candidate import Candidate
+from tokenwire_service.rpc.cutter import DeltaCutter
+from tokenwire_service.rpc.events import (
+    CandidateDelta,
+    Done,
+    GenerationEvent,
+    ResponseFacts,
+    Started,
+    UsageSoFar,
+)
+from tokenwire_service.rpc.failures import deadline_error, failure_error
+from tokenwire_service.rpc.model import ServedModel
+from tokenwire_service.rpc.plan import GenerationPlan
+from tokenwire_service.rpc.prompt_details import PromptDetailer
+from tokenwire_service.rpc.prompts import PromptReader
+from tokenwire_service.rpc.request import engine_request, stopping_params
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What every generation needs of the server."""
+
+    admission: Admission
+    prompts: PromptReader
+    max_time_limit_s: float
+
+
+async def generate(
+    call: Call, plan: GenerationPlan, model: ServedModel, engine: EngineClient, fingerprint: str, door: Door
+) -> AsyncGenerator[list[GenerationEvent], None]:
+    """Yield what happened, batch by batch, as the engine tells it; what happens while nobody takes comes merged.
+
+    Closing the generator at any point ends the request at the engine. Raises TokenwireError.
+    """
+    limits = model.limits
+    with door.admission.enter(limits.queue_tokens) as ticket:
+        prompt = await door.prompts.tokens(plan, model)
+        stopping = stopping_params(plan.stopping, len(prompt), limits, plan.prompt.field)
+        call.record.prompt_tokens = len(prompt)
+        ticket.queue(len(prompt))
+        deadline = min(call.deadline or math.inf, call.arrival_time + door.max_time_limit_s)
+        if time.monotonic() >= deadline:
+            raise deadline_error(0)
+        facts = ResponseFacts(response_id(), model.name, fingerprint, call.create_time, plan.sampling.seed)
+        call.record.response_id = facts.response_id
+        call.telemetry.attributes(response_id=facts.response_id, max_tokens=stopping.max_tokens, seed=facts.seed)
+        request = engine_request(plan, facts.response_id, prompt, stopping, call.arrival_time, deadline)
+        stream = engine.submit(request)
+        try:
+            session = _Session(call, plan, model, facts, prompt, stream, ticket, door.admission)
+            async with aclosing(session.events()) as batches:
+                async for events in batches:
+                    yield events
+        finally:
+            stream.close()
+
+
+def response_id() -> str:
+    """A new id, unique across servers."""
+    return f"tw-{secrets.token_hex(12)}"
+
+
+class _Session:
+    """Follows one submitted request."""
+
+    def __init__(
+        self,
+        call: Call,
+        plan: GenerationPlan,
+        model: ServedModel,
+        facts: ResponseFacts,
+        prompt: tuple[int, ...],
+        stream: RequestStream,
+        ticket: Ticket,
+        admission: Admission,
+    ) -> None:
+        self._call = call
+        self._plan = plan
+        self._facts = facts
+        self._prompt = prompt
+        self._stream = stream
+        self._ticket = ticket
+        self._admission = admission
+        self._candidates = [Candidate(index, plan, model.tokenizer, prompt) for index in range(plan.best_of)]
+        self._details = PromptDetailer(prompt, plan.output)
+        self._cutter = DeltaCutter(plan.events)
+        self._pending: asyncio.Future[Sequence[EngineEvent]] | None = None
+        self._cached_tokens = 0
+        self._queue_time_s = 0.0
+        self._first_token_time_s: float | None = None
+        self._done = False
+
+    async def events(self) -> AsyncGenerator[list[GenerationEvent], None]:
+        """Batches of events, `Done` last. Raises TokenwireError."""
+        try:
+            while not self._done:
+                news = await self._take()
+                before = self._num_tokens()
+                events = [event for item in news for event in self._follow(item)]
+                self._tell_tokens(news, self._num_tokens() - before)
+                events += self._sent(self._cutter.ready(time.monotonic()))
+                if events:
+                    yield events
+        finally:
+            if self._pending is not None:
+                self._pending.cancel()
+
+    async def _take(self) -> Sequence[EngineEvent]:
+        """What the engine has to tell, or nothing when a held delta became due."""
+        due = self._cutter.due()
+        if due is None and self._pending is None:
+            return await self._stream.take()
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(self._stream.take())
+        timeout = None if due is None else max(due - time.monotonic(), 0.0)
+        done, _ = await asyncio.wait({self._pending}, timeout=timeout)
+        if not done:
+            return ()
+        taken, self._pending = self._pending, None
+        return taken.result()
+
+    def _follow(self, item: EngineEvent) -> Iterator[GenerationEvent]:
+        match item:
+            case Admitted():
+                yield self._started(item)
+                yield from self._details.started()
+            case PromptScored():
+                yield from self._details.scored(item)
+            case TokensGenerated():
+                yield from self._tokens(item)
+            case Completed():
+                yield self._finished(item.num_preemptions)
+            case Failed():
+                yield self._failed(item)
+
+    def _started(self, admitted: Admitted) -> Started:
+        self._ticket.placed()
+        self._cached_tokens = admitted.cached_prompt_tokens
+        self._queue_time_s = self._call.record.queue_time_s = admitted.queue_time_s
+        self._call.telemetry.admitted(admitted.queue_time_s, len(self._prompt), self._cached_tokens)
+        return Started(self._facts, len(self._prompt), self._cached_tokens, admitted.queue_time_s)
+
+    def _tokens(self, news: TokensGenerated) -> Iterator[GenerationEvent]:
+        now = time.monotonic()
+        if self._first_token_time_s is None:
+            self._first_token_time_s = self._call.record.first_token_time_s = now - self._call.arrival_time
+            yield from self._details.finished()
+        candidate = self._candidates[news.index]
+        if candidate.ended is not None:
+            return
+        delta, ended = candidate.push(news)
+        if delta.text or delta.token_ids:
+            self._cutter.push(delta, now)
+        if ended is not None:
+            if news.finish is None:
+                self._stream.finish_candidate(news.index)
+            yield from self._sent(self._cutter.rest(news.index))
+            yield ended
+
+    def _finished(self, preemptions: int) -> Done:
+        ends = [candidate.ended for candidate in self._candidates]
+        if None in ends:
+            raise EngineFailureError(f"a fault of the engine; report it with response id {self._facts.response_id}")
+        self._done = True
+        usage, total_s = self._usage(), time.monotonic() - self._call.arrival_time
+        first_s = self._first_token_time_s or total_s
+        self._call.telemetry.completed(
+            finish_reasons=[end.reason.name.lower() for end in ends if end is not None],
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            prefill_time_s=max(first_s - self._queue_time_s, 0.0),
+            total_time_s=total_s,
+            preemptions=preemptions,
+        )
+        return Done(usage, self._queue_time_s, first_s, total_s, preemptions)
+
+    def _failed(self, failed: Failed) -> Done:
+        """A failure that lost the race with the end of the last candidate takes nothing away."""
+        if all(candidate.ended is not None for candidate in self._candidates):
+            return self._finished(0)
+        raise failure_error(failed, self._admission.retry_after_s())
+
+    def _sent(self, deltas: Iterator[CandidateDelta]) -> Iterator[CandidateDelta]:
+        usage = self._usage() if self._plan.events.usage else None
+        return deltas if usage is None else (replace(delta, usage=usage) for delta in deltas)
+
+    def _usage(self) -> UsageSoFar:
+        return UsageSoFar(len(self._prompt), self._cached_tokens, self._num_tokens())
+
+    def _num_tokens(self) -> int:
+        return sum(candidate.num_tokens for candidate in self._candidates)
+
+    def _tell_tokens(self, news: Sequence[EngineEvent], num: int) -> None:
+        self._call.record.completion_tokens += num
+        num_candidates = len({item.index for item in news if isinstance(item, TokensGenerated)})
+        if num:
+            self._call.telemetry.tokens(num, num_candidates=num_candidates)
