@@ -89,7 +89,7 @@ def _top_k_mask(scaled: Tensor, params: DrawParams) -> None:
 
 
 def _typical_mask(scaled: Tensor, params: DrawParams) -> None:
-    """Rows with typical_p: keep the tokens whose surprise is nearest the entropy, until their mass reaches typical_p."""
+    """Rows with typical_p: keep the tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
     if not params.typical_rows:
         return
     rows = _index(params.typical_rows, scaled)
