@@ -116,17 +116,15 @@ def chats(draw: st.DrawFn) -> tuple[ChatResponse, list[ChatStreamResponse]]:
     for index in range(draw(st.integers(1, 2))):
         candidate = response.candidates.add(index=index)
         queue = []
-        reasoning = "", draw(deltas(index, with_tokens=with_tokens))
-        content = "", draw(deltas(index, with_tokens=with_tokens))
+        reasoning = draw(deltas(index, with_tokens=with_tokens))
+        content = draw(deltas(index, with_tokens=with_tokens))
         candidate.message.role = ROLE_ASSISTANT
-        for name, (_, parts) in (("reasoning", reasoning), ("content", content)):
+        for name, parts in (("reasoning", reasoning), ("content", content)):
             for delta in parts:
                 add_tokens(candidate, delta)
                 queue.append(ChatStreamResponse(**{name: delta}))
-        if text := "".join(delta.text for delta in reasoning[1]):
+        if text := "".join(delta.text for delta in reasoning):
             candidate.message.reasoning = text
-        if text := "".join(delta.text for delta in content[1]):
-            candidate.message.content.add(text=text)
         for number in range(draw(st.integers(0, 2))):
             call = candidate.message.tool_calls.add(id=f"c{number}", name="f")
             for piece_idx, piece in enumerate(draw(st.lists(texts, min_size=1, max_size=3))):
@@ -141,6 +139,9 @@ def chats(draw: st.DrawFn) -> tuple[ChatResponse, list[ChatStreamResponse]]:
                     event.tool_call.id = call.id
                     event.tool_call.name = call.name
                 queue.append(event)
+        text = "".join(delta.text for delta in content)
+        if text or not (candidate.message.reasoning or candidate.message.tool_calls):
+            candidate.message.content.add(text=text)
         candidate.finish.reason = 1
         ended = ChatStreamResponse()
         ended.candidate_finished.index = index

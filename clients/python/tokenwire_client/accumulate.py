@@ -72,11 +72,12 @@ class _Part:
             self.logprobs.MergeFrom(delta.logprobs)
 
     def message(self) -> Message:
-        """The assistant's message; parts that never came are left out."""
+        """The assistant's message: with a text, if only an empty one, unless it is all reasoning or calls."""
         message = Message(role=ROLE_ASSISTANT)
-        if text := self.text.getvalue():
+        text, reasoning = self.text.getvalue(), self.reasoning.getvalue()
+        if text or not (reasoning or self.calls):
             message.content.add(text=text)
-        if reasoning := self.reasoning.getvalue():
+        if reasoning:
             message.reasoning = reasoning
         for _, call in sorted(self.calls.items()):
             message.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments.getvalue())

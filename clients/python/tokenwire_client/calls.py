@@ -13,6 +13,8 @@ from tokenwire_client.options import CallOptions, Metadata
 
 # A server that asks for a longer pause than this has its error raised instead.
 MAX_RETRY_DELAY_S = 30.0
+# The shortest pause before the first retry, whatever the server says; it doubles with each.
+MIN_RETRY_DELAY_S = 0.05
 
 Pairs = tuple[tuple[str, str | bytes], ...]
 
@@ -50,6 +52,7 @@ class Call:
         self._timeout = timeout
         self._deadline: float | None = None
         self._retries_left = max_retries
+        self._backoff = MIN_RETRY_DELAY_S
 
     def metadata(self, token: str | None) -> Pairs:
         """Metadata of an attempt, with `token` as bearer unless there is an authorization already."""
@@ -76,11 +79,12 @@ class Call:
         if error.retry_after is None or error.retry_after > MAX_RETRY_DELAY_S:
             return None
         # Up to a fifth later, so that callers refused together do not come back together.
-        delay = error.retry_after * (1 + 0.2 * random.random())
+        delay = max(error.retry_after, self._backoff) * (1 + 0.2 * random.random())
         remaining = self.remaining()
         if remaining is not None and delay >= remaining:
             return None
         self._retries_left -= 1
+        self._backoff *= 2
         return delay
 
 
