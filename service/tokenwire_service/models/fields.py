@@ -26,6 +26,10 @@ class ConfigFields:
         """Whether the field is there and null."""
         return name in self._values and self._values[name] is None
 
+    def nested(self) -> list[str]:
+        """Names of the fields that are objects or lists themselves."""
+        return [str(name) for name, value in self._values.items() if isinstance(value, (dict, list))]
+
     def raw(self, name: str) -> Any:
         """The value as it is, None when missing."""
         return self._values.get(name)
@@ -74,8 +78,8 @@ class ConfigFields:
 
     def error(self, name: str, problem: str) -> UnsupportedModelError:
         """The error to raise about field `name`."""
-        found = "is missing" if not self.has(name) else f"is {str(self._values[name])[:80]!r}"
-        return UnsupportedModelError(f"config.json: {self._path}{name} {found}; it {problem}")
+        found = "is missing" if not self.has(name) else f"is {str(self._values.get(name))[:80]!r}"
+        return UnsupportedModelError(f"config.json: {self._path}{name[:80]} {found}; it {problem}")
 
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name)

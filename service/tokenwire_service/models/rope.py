@@ -16,6 +16,8 @@ def read_rope(fields: ConfigFields, head_dim: int, max_positions: int, default_t
     """The rotary embedding of every rotated layer. Raises UnsupportedModelError for a kind that is not in KINDS."""
     name = "rope_parameters" if fields.mapping("rope_parameters") else "rope_scaling"
     parameters = fields.mapping(name) or ConfigFields({}, f"{name}.")
+    for nested in parameters.nested():
+        raise parameters.error(nested, "is not supported: one rotary embedding serves all layers")
     theta = parameters.number("rope_theta", fields.number("rope_theta", default_theta))
     partial = parameters.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
