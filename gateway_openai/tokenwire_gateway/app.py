@@ -63,6 +63,7 @@ def create_app(config: GatewayConfig) -> FastAPI:
     app.include_router(tgi_routes())
     for path in ("/", "/health", "/ping"):
         app.add_api_route(path, health, methods=["GET"], tags=["Operation"])
+        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/metrics", metrics_page, methods=["GET"], tags=["Operation"])
     app.add_api_route("/api-doc/openapi.json", openapi_alias, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(GatewayError, _on_problem)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tokenwire.v1.tokenization_pb2_grpc import TokenizationServiceAsyncStub
 
 PROBE_TIMEOUT_S = 2.0
+# While the device is not known, it is asked for this often at most.
+DEVICE_INTERVAL_S = 10.0
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 Metadata = tuple[tuple[str, str], ...]
@@ -57,6 +60,7 @@ class Backend:
         self.engine: engine_pb2_grpc.EngineServiceAsyncStub = _typed(engine_pb2_grpc.EngineServiceStub(self._channel))
         self._health: Any = _typed(health_pb2_grpc.HealthStub(self._channel))  # type: ignore[no-untyped-call]
         self._device = ""
+        self._device_asked_s = -DEVICE_INTERVAL_S
 
     async def close(self) -> None:
         """End the channel and every call on it."""
@@ -120,12 +124,12 @@ class Backend:
         return (await self.unary(self.engine.GetLoad, engine_pb2.GetLoadRequest(), None)).load
 
     async def device(self, facts: RequestFacts) -> str:
-        """What the engine computes on; empty while that is not known. Asked for once."""
-        if not self._device:
-            try:
-                await self.server_info(facts)
-            except GatewayError:
-                return ""
+        """What the engine computes on; empty while that is not known."""
+        if not self._device and time.monotonic() - self._device_asked_s >= DEVICE_INTERVAL_S:
+            self._device_asked_s = time.monotonic()
+            with suppress(GatewayError, TimeoutError):
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await self.server_info(facts)
         return self._device
 
     def _timeout(self) -> float | None:

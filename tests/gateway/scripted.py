@@ -79,9 +79,10 @@ def stopped(text_matched: str = "", token_id: int = 2) -> types.Finish:
 class Script:
     """What the next calls answer.
 
-    tokens: bytes of each generated token; their joined text is the answer. groups: how many tokens each delta merges, in
-    turn. special: numbers of tokens that are special and stand outside the text. fail_after: events sent before `failure`;
-    None fails before the first. pause_s: wait before each delta. hang: after the last delta, wait until cancelled.
+    tokens: bytes of each generated token; their joined text is the answer. groups: how many tokens each delta merges,
+    in turn. special: numbers of tokens that are special and stand outside the text. fail_after: events sent before
+    `failure`; None fails before the first. pause_s: wait before each delta. hang: after the last delta, wait until
+    cancelled.
     """
 
     tokens: Sequence[bytes] = (b"Hello", b",", b" wor", b"ld")

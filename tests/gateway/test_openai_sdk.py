@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import grpc
 import openai
 import pytest
 
 from tests.gateway.conftest import Rest
-from tests.gateway.scripted import CREATED, MODEL, Script, ScriptedService, random_script, stopped
+from tests.gateway.scripted import CREATED, MODEL, Failure, Script, ScriptedService, random_script, stopped
 from tokenwire.v1 import text_generation_pb2 as text
 from tokenwire.v1 import types_pb2 as types
 
@@ -294,6 +295,13 @@ def test_echo_of_token_ids_is_detokenized_by_the_service(sdk: openai.OpenAI) -> 
     answer = sdk.completions.create(model="", prompt=[72, 105], echo=True)
     assert answer.choices[0].text == "HiHello, world"
     assert answer.choices[0].logprobs is None
+
+
+def test_a_huge_n_costs_nothing_before_the_service_refuses_it(rest: Rest, service: ScriptedService) -> None:
+    service.script = Script(failure=Failure(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PARAMETER"))
+    for body in ({"prompt": "x"}, {"messages": ASK}):
+        path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+        assert rest.post(path, {**body, "n": 2**32 - 1, "stream": True}).status == 400
 
 
 def test_models(sdk: openai.OpenAI) -> None:

@@ -170,6 +170,7 @@ def test_health_follows_the_service(rest: Rest, service: ScriptedService) -> Non
     for path in ("/health", "/ping", "/"):
         answer = rest.get(path)
         assert (answer.status, answer.body) == (200, b"")
+    assert rest.ask("HEAD", "/health").status == 200
     service.serving = False
     answer = rest.get("/health")
     assert (answer.status, answer.json()) == (503, {"error": "unhealthy", "error_type": "healthcheck"})

@@ -261,4 +261,9 @@ def test_hub_chat_completion(hub: InferenceClient, service: ScriptedService) -> 
     form: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
     hub.chat_completion([{"role": "user", "content": "hi"}], response_format=form)
     assert service.requests[-1].constraint.json_schema.schema == '{"type":"object"}'
-    assert hub.get_endpoint_info()["model_id"] == MODEL
+
+
+def test_hub_health_and_info(rest: Rest) -> None:
+    endpoint = InferenceClient(model=rest.url, provider="hf-inference", token="unused")
+    assert endpoint.health_check()
+    assert endpoint.get_endpoint_info()["model_id"] == MODEL

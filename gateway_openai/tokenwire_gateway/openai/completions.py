@@ -92,7 +92,7 @@ class CompletionChunks:
         self._facts = facts
         self._plan = plan
         self._head: dict[str, Any] = {}
-        self._columns = [LogprobColumns(plan.skip_special) for _ in range(plan.choices * len(plan.echoes))]
+        self._columns: dict[int, LogprobColumns] = {}
         self._running = len(plan.echoes)
 
     def on(self, prompt: int, event: text.GenerateStreamResponse) -> bytes:
@@ -125,12 +125,12 @@ class CompletionChunks:
         if not (self._plan.with_logprobs and self._plan.echoes[prompt] is not None):
             return b""
         tokens = tuple(tokens_of(details.logprobs))
-        return b"".join(self._chunk(i, "", self._columns[i].body(tokens)) for i in self._indices(prompt))
+        return b"".join(self._chunk(i, "", self._logprobs(i, tokens)) for i in self._indices(prompt))
 
     def _delta(self, index: int, delta: text.TextDelta) -> bytes:
         logprobs = None
         if self._plan.with_logprobs and delta.logprobs.token_ids:
-            logprobs = self._columns[index].body(tokens_of(delta.logprobs))
+            logprobs = self._logprobs(index, tokens_of(delta.logprobs))
         if not delta.text and logprobs is None:
             return b""
         self._facts.saw_first_token()
@@ -142,6 +142,9 @@ class CompletionChunks:
         if self._running or not self._plan.include_usage or self._facts.usage is None:
             return b""
         return frame({**self._head, "choices": [], "usage": usage_body(self._facts.usage)})
+
+    def _logprobs(self, index: int, tokens: Iterable[Token]) -> dict[str, Any]:
+        return self._columns.setdefault(index, LogprobColumns(self._plan.skip_special)).body(tokens)
 
     def _indices(self, prompt: int) -> range:
         return range(prompt * self._plan.choices, (prompt + 1) * self._plan.choices)
