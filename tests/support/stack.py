@@ -9,10 +9,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 BIN = Path(sys.executable).parent
@@ -74,7 +75,12 @@ def _wait_until_healthy(stack: Stack, limit_s: float) -> None:
 
 
 @contextmanager
-def running_stack(directory: Path, arguments: Sequence[str] = (), limit_s: float = 150) -> Iterator[Stack]:
+def running_stack(
+    directory: Path,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    limit_s: float = 150,
+) -> Iterator[Stack]:
     """Start `tokenwire launch ARGUMENTS`, wait until it serves, and end it with SIGTERM."""
     grpc_port, rest_port, metrics_port = free_port(), free_port(), free_port()
     ports = ["--grpc-port", str(grpc_port), "--port", str(rest_port), "--prometheus-port", str(metrics_port)]
@@ -84,7 +90,7 @@ def running_stack(directory: Path, arguments: Sequence[str] = (), limit_s: float
             [str(BIN / "tokenwire"), "launch", *ports, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"TOKENWIRE_HOSTNAME": "127.0.0.1"},
+            env=os.environ | {"TOKENWIRE_HOSTNAME": "127.0.0.1"} | dict(environment),
         )
     stack = Stack(
         process, f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{rest_port}", f"http://127.0.0.1:{metrics_port}", log
