@@ -7,14 +7,15 @@ operations is part of the format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from tokenwire_service.quantization.gguf_types import BLOCKS, GgufType
 
-_PLAIN = {GgufType.F32: torch.float32, GgufType.F16: torch.float16, GgufType.BF16: torch.bfloat16}
+_PLAIN = MappingProxyType({GgufType.F32: torch.float32, GgufType.F16: torch.float16, GgufType.BF16: torch.bfloat16})
 # Weights dequantized at once: the intermediate matrices stay in the cache, and torch does not spread so small an
 # operation over threads (on busy cores its thousands of barriers took half a minute).
 _CHUNK = 30_720
@@ -124,13 +125,15 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
     out.sub_(32).view(-1, 16, 16).mul_(scales[..., None])
 
 
-_DECODERS: dict[GgufType, Callable[[Tensor, Tensor], None]] = {
-    GgufType.Q4_0: _q4_0,
-    GgufType.Q4_1: _q4_1,
-    GgufType.Q5_0: _q5_0,
-    GgufType.Q5_1: _q5_1,
-    GgufType.Q8_0: _q8_0,
-    GgufType.Q4_K: _q4_k,
-    GgufType.Q5_K: _q5_k,
-    GgufType.Q6_K: _q6_k,
-}
+_DECODERS: Mapping[GgufType, Callable[[Tensor, Tensor], None]] = MappingProxyType(
+    {
+        GgufType.Q4_0: _q4_0,
+        GgufType.Q4_1: _q4_1,
+        GgufType.Q5_0: _q5_0,
+        GgufType.Q5_1: _q5_1,
+        GgufType.Q8_0: _q8_0,
+        GgufType.Q4_K: _q4_k,
+        GgufType.Q5_K: _q5_k,
+        GgufType.Q6_K: _q6_k,
+    }
+)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 
 
 class GgufType(enum.IntEnum):
@@ -21,19 +23,21 @@ class GgufType(enum.IntEnum):
     BF16 = 30
 
 
-BLOCKS: dict[GgufType, tuple[int, int]] = {
-    GgufType.F32: (1, 4),
-    GgufType.F16: (1, 2),
-    GgufType.BF16: (1, 2),
-    GgufType.Q4_0: (32, 18),
-    GgufType.Q4_1: (32, 20),
-    GgufType.Q5_0: (32, 22),
-    GgufType.Q5_1: (32, 24),
-    GgufType.Q8_0: (32, 34),
-    GgufType.Q4_K: (256, 144),
-    GgufType.Q5_K: (256, 176),
-    GgufType.Q6_K: (256, 210),
-}
+BLOCKS: Mapping[GgufType, tuple[int, int]] = MappingProxyType(
+    {
+        GgufType.F32: (1, 4),
+        GgufType.F16: (1, 2),
+        GgufType.BF16: (1, 2),
+        GgufType.Q4_0: (32, 18),
+        GgufType.Q4_1: (32, 20),
+        GgufType.Q5_0: (32, 22),
+        GgufType.Q5_1: (32, 24),
+        GgufType.Q8_0: (32, 34),
+        GgufType.Q4_K: (256, 144),
+        GgufType.Q5_K: (256, 176),
+        GgufType.Q6_K: (256, 210),
+    }
+)
 """Per type: weights in a block, bytes of a block."""
 
 

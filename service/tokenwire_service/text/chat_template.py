@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from tokenwire_service.errors import BadRequestError, InvalidParameterError, UnsupportedModelError
+from tokenwire_service.errors import BadRequestError, FieldViolation, InvalidParameterError, UnsupportedModelError
 from tokenwire_service.text.control_tokens import ControlTokens, Guard
 from tokenwire_service.text.tokenizer import Encoding, Tokenizer
 
@@ -35,7 +35,7 @@ _MAX_RENDERED_CHARS = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """A prompt as text and as tokens. Tokenizing `text` anew may give other tokens: a caller's control tokens are text."""
+    """A prompt as text and tokens. Tokenizing `text` anew may give other tokens: a caller's control tokens are text."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -95,27 +95,34 @@ class ChatTemplate:
         continue_final_message: bool = False,
         template_args: Mapping[str, Any] | None = None,
         offsets: bool = False,
+        field: str = "messages",
     ) -> RenderedChat:
         """The prompt for `messages` (objects with role and content), ready for the model.
 
         `add_generation_prompt` ends it where the assistant begins to speak, `continue_final_message` inside its last
-        message; at most one of the two. `template_args` are the template's own variables. Raises InvalidParameterError.
+        message; at most one of the two. `template_args` are the template's own variables. `field` is the proto path of
+        the messages, for errors. Raises InvalidParameterError.
         """
-        _check(messages, add_generation_prompt, continue_final_message, template_args or {})
-        if tools and not self.supports_tools:
-            raise InvalidParameterError.at("tools", "this model's chat template has no place for tools; leave them out")
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         guard = self._controls[name].guard()
-        rendered = self._run(
-            self._sources[name],
-            guard.mark_messages(messages),
-            guard,
-            tools=guard.mark(list(tools)) if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **{**self._tokenizer.special_tokens, **guard.mark(dict(template_args or {}))},
-        )
-        return self._tokenize(rendered, guard, self._controls[name], offsets)
+        try:
+            _check(messages, add_generation_prompt, continue_final_message, template_args or {})
+            if tools and not self.supports_tools:
+                raise InvalidParameterError.at(
+                    "tools", "the model's chat template has no place for tools; leave them out"
+                )
+            rendered = self._run(
+                self._sources[name],
+                guard.mark_messages(messages),
+                guard,
+                tools=guard.mark(list(tools)) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **{**self._tokenizer.special_tokens, **guard.mark(dict(template_args or {}))},
+            )
+            return self._tokenize(rendered, guard, self._controls[name], offsets)
+        except BadRequestError as error:
+            raise _below(field.removesuffix("messages"), error) from error
 
     def _run(self, source: str, messages: list[dict[str, Any]], guard: Guard, **variables: Any) -> str:
         """Render, and turn whatever the template throws into what the caller can act on."""
@@ -153,6 +160,11 @@ class ChatTemplate:
         for segment in segments:
             if segment.plain and not controls.ids.isdisjoint(self._tokenizer.encode_segments([segment]).ids):
                 raise InvalidParameterError.at("messages", f"hold the control token {segment.text}; leave it out")
+
+
+def _below(path: str, error: BadRequestError) -> InvalidParameterError:
+    """`error` with its fields below `path`."""
+    return InvalidParameterError([FieldViolation(path + v.field, v.description) for v in error.violations])
 
 
 def _rendered(text: str, encoding: Encoding) -> RenderedChat:

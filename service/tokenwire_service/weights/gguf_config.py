@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tokenwire_service.errors import UnsupportedModelError, WeightsError
 from tokenwire_service.weights.gguf_file import GgufFile
 from tokenwire_service.weights.gguf_rope import llama3_scaling
 
-ARCHITECTURES: Mapping[str, tuple[str, str]] = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "mistral": ("mistral", "MistralForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
-}
+ARCHITECTURES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "llama": ("llama", "LlamaForCausalLM"),
+        "mistral": ("mistral", "MistralForCausalLM"),
+        "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+        "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+        "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
+    }
+)
 """GGUF architecture → (model_type, class name) of config.json."""
 
 _CONTROL = 3

@@ -14,6 +14,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenwire_service.errors import UnsupportedModelError, WeightsError
@@ -25,7 +26,7 @@ _MAX_DIMS = 4
 _MAX_NAME_BYTES = 65_535
 _MAX_ALIGNMENT = 1 << 20
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = MappingProxyType({0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"})
 # A metadata pair is at least a key length, a type and one byte; a table row two counts, one dimension, type, offset.
 _MIN_PAIR_BYTES = 13
 _MIN_ROW_BYTES = 24

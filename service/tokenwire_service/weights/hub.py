@@ -23,8 +23,8 @@ from tokenwire_service.errors import ModelResolutionError
 from tokenwire_service.weights.directory import NOT_THE_MODEL, explain_no_weights
 from tokenwire_service.weights.progress import Progress, ProgressTask
 
-_ALLOW = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt", "vocab.txt"]
-_IGNORE = ["*/*", *(f"{prefix}*" for prefix in NOT_THE_MODEL)]
+_ALLOW = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt", "vocab.txt")
+_IGNORE = ("*/*", *(f"{prefix}*" for prefix in NOT_THE_MODEL))
 
 
 def download(model: ModelConfig, progress: Progress, endpoint: str | None = None) -> tuple[Path, str]:
@@ -36,8 +36,8 @@ def download(model: ModelConfig, progress: Progress, endpoint: str | None = None
                 revision=model.revision or None,
                 cache_dir=model.huggingface_hub_cache or None,
                 token=model.hf_token or None,
-                allow_patterns=_ALLOW,
-                ignore_patterns=_IGNORE,
+                allow_patterns=list(_ALLOW),
+                ignore_patterns=list(_IGNORE),
                 tqdm_class=_bytes_bar(task),
                 endpoint=endpoint,
             )

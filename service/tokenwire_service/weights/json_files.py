@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenwire_service.errors import WeightsError
@@ -13,13 +14,15 @@ from tokenwire_service.weights.resolved import GenerationDefaults
 _MAX_JSON_BYTES = 64 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 
-_RANGES = {
-    "temperature": (0.0, math.inf),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "typical_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, math.inf),
-}
+_RANGES = MappingProxyType(
+    {
+        "temperature": (0.0, math.inf),
+        "top_p": (0.0, 1.0),
+        "min_p": (0.0, 1.0),
+        "typical_p": (0.0, 1.0),
+        "repetition_penalty": (0.0, math.inf),
+    }
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tokenizers import Regex, pre_tokenizers
 
@@ -53,24 +54,26 @@ _QWEN2 = PreTokenizer(
 _DIGITS = PreTokenizer(individual_digits=True)
 _GPT2 = PreTokenizer()
 
-PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
-    "default": _GPT2,
-    "gpt-2": _GPT2,
-    "mpt": _GPT2,
-    "olmo": _GPT2,
-    "smollm": _DIGITS,
-    "starcoder": _DIGITS,
-    "refact": _DIGITS,
-    "codeshell": _DIGITS,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "llama-bpe": _LLAMA3,
-    "falcon3": _LLAMA3,
-    "pixtral": _LLAMA3,
-    "smaug-bpe": PreTokenizer(_LLAMA3.pattern),
-    "tekken": _TEKKEN,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "megrez": _QWEN2,
-}
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
+    {
+        "default": _GPT2,
+        "gpt-2": _GPT2,
+        "mpt": _GPT2,
+        "olmo": _GPT2,
+        "smollm": _DIGITS,
+        "starcoder": _DIGITS,
+        "refact": _DIGITS,
+        "codeshell": _DIGITS,
+        "llama3": _LLAMA3,
+        "llama-v3": _LLAMA3,
+        "llama-bpe": _LLAMA3,
+        "falcon3": _LLAMA3,
+        "pixtral": _LLAMA3,
+        "smaug-bpe": PreTokenizer(_LLAMA3.pattern),
+        "tekken": _TEKKEN,
+        "qwen2": _QWEN2,
+        "deepseek-r1-qwen": _QWEN2,
+        "megrez": _QWEN2,
+    }
+)
 """Kinds by name. An unknown one is refused: a wrong split gives wrong tokens without any error."""

@@ -11,7 +11,7 @@ from tokenwire_service.weights.directory import resolve_directory
 from tokenwire_service.weights.embedded import GGUF_SHA256, embedded_gguf
 from tokenwire_service.weights.gguf_model import resolve_gguf
 from tokenwire_service.weights.json_files import read_json, read_template, templates_of
-from tokenwire_service.weights.progress import Progress
+from tokenwire_service.weights.progress import Progress, SilentProgress
 from tokenwire_service.weights.resolved import GenerationDefaults, ModelKind, ResolvedModel
 
 __all__ = ["GenerationDefaults", "ModelKind", "ResolvedModel", "default_cache_root", "resolve_model"]
@@ -23,7 +23,11 @@ def default_cache_root() -> Path:
 
 
 def resolve_model(
-    model: ModelConfig, progress: Progress, cache_root: Path | None = None, *, endpoint: str | None = None
+    model: ModelConfig,
+    progress: Progress | None = None,
+    cache_root: Path | None = None,
+    *,
+    endpoint: str | None = None,
 ) -> ResolvedModel:
     """Find, and where needed fetch, the model `model.model_id` names.
 
@@ -31,7 +35,7 @@ def resolve_model(
     derived from GGUF files; Hub downloads go to huggingface_hub's own cache. `endpoint` is another Hub than the public
     one. Raises ModelResolutionError, WeightsError, UnsupportedModelError or ConfigError, each one line with the remedy.
     """
-    resolved = _resolve(model, progress, cache_root or default_cache_root(), endpoint)
+    resolved = _resolve(model, progress or SilentProgress(), cache_root or default_cache_root(), endpoint)
     if not model.tokenizer_config_path:
         return resolved
     return dataclasses.replace(resolved, chat_templates=_replacement_templates(model.tokenizer_config_path))

@@ -14,18 +14,18 @@ from tokenwire_service.errors import WeightsError
 from tokenwire_service.quantization.gguf import dequantize
 from tokenwire_service.weights.gguf_file import GgufFile
 from tokenwire_service.weights.gguf_names import RowOrder, hf_name
-from tokenwire_service.weights.progress import Progress, ProgressTask
+from tokenwire_service.weights.progress import Progress, ProgressTask, SilentProgress
 from tokenwire_service.weights.resolved import ResolvedModel
 
 
-def stream_tensors(resolved: ResolvedModel, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+def stream_tensors(resolved: ResolvedModel, progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) pairs on the CPU, in file order, each tensor once.
 
     Tensors keep the checkpoint's dtype; quantized GGUF tensors come as float32. Plain ones are views of the mapped
     file: copy (or convert) what is kept, never write into it. One tensor is in memory at a time. Raises WeightsError.
     """
     total = sum(path.stat().st_size for path in resolved.weight_files)
-    with progress.task("Loading weights", total) as task:
+    with (progress or SilentProgress()).task("Loading weights", total) as task:
         if resolved.is_gguf:
             yield from _stream_gguf(resolved, task)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -16,7 +17,9 @@ from tokenwire_service.weights.pre_tokenizers import PRE_TOKENIZERS, PreTokenize
 # tokenizer.ggml.token_type
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _SPACE = "\u2581"
-_SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_SPECIAL_TOKENS = MappingProxyType(
+    {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+)
 _CONVERTIBLE = ("tokenizer.model", "vocab.json", "spiece.model")
 _COPIED = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
