@@ -1,0 +1,140 @@
+"""The engine: messages in, one step, messages out. One thread owns everything mutable here and below."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokenwire_service.core.events import EngineEvent, EngineStats, Failed, FailureReason
+from tokenwire_service.core.params import Request
+from tokenwire_service.errors import InvalidParameterError
+from tokenwire_service.runner.executor import Executor
+from tokenwire_service.scheduling.output import SchedulerOutput, SlotResult, StepResult
+from tokenwire_service.scheduling.scheduler import Scheduler
+
+_MAX_FAILED_STEPS = 3
+"""Lost steps in a row after which the engine gives up."""
+_BLOCKED_WAIT_S = 0.02
+"""How long to wait for messages when there is work but nothing of it could be scheduled."""
+_STEP_LOST = "the engine failed while computing this request; retry"
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Messages that gathered since the last step, applied in the order of the fields."""
+
+    submissions: tuple[Request, ...] = ()
+    finished_candidates: tuple[tuple[str, int], ...] = ()
+    closed: tuple[str, ...] = ()
+    """Requests nobody waits for any more."""
+    aborted: tuple[str, ...] = ()
+    """Requests an operator ends."""
+    flush_cache: bool = False
+    stop: bool = False
+
+
+class Inbox(Protocol):
+    """Where others leave messages for the engine's thread."""
+
+    def drain(self, timeout_s: float) -> Sequence[Commands]:
+        """Everything that is there; when nothing is, wait up to `timeout_s` for something."""
+        ...
+
+
+Publish = Callable[[Sequence[EngineEvent], EngineStats], None]
+"""Takes the events of a step and the snapshot after it; no events and no new step is a sign of life."""
+
+
+class Engine:
+    """Schedules and executes steps until told to stop."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        inbox: Inbox,
+        publish: Publish,
+        *,
+        logger: logging.Logger,
+        heartbeat_s: float = 1.0,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._inbox = inbox
+        self._publish = publish
+        self._logger = logger
+        self._heartbeat_s = heartbeat_s
+        self._refused: list[EngineEvent] = []
+        self._failed_steps = 0
+        self._made_step = False
+        self._stopping = False
+
+    def run(self) -> None:
+        """Step until a stop message. Raises whatever makes going on pointless."""
+        while not self._stopping:
+            self.step()
+
+    def step(self) -> None:
+        """Take in messages, plan a step, carry it out, tell what came of it."""
+        self._apply(self._inbox.drain(self._patience()))
+        output = self._scheduler.schedule(time.monotonic())
+        result = self._execute(output)
+        events = self._update(output, result)
+        self._made_step = bool(output.scheduled)
+        self._publish(events, self._scheduler.stats())
+        if events and not self._scheduler.has_work():
+            self._scheduler.check_integrity()
+
+    def _patience(self) -> float:
+        """How long the inbox may keep the step waiting, in seconds."""
+        if self._made_step and self._scheduler.has_work():
+            return 0.0
+        if self._scheduler.has_work():
+            return _BLOCKED_WAIT_S
+        return self._heartbeat_s
+
+    def _apply(self, batches: Sequence[Commands]) -> None:
+        now = time.monotonic()
+        for commands in batches:
+            for request in commands.submissions:
+                self._add(request, now)
+            for request_id, index in commands.finished_candidates:
+                self._scheduler.finish_candidate(request_id, index)
+            for request_id in commands.closed:
+                self._scheduler.abort(request_id, None)
+            for request_id in commands.aborted:
+                self._scheduler.abort(request_id, FailureReason.ABORTED_BY_OPERATOR)
+            if commands.flush_cache:
+                self._scheduler.flush_cache()
+            self._stopping = self._stopping or commands.stop
+
+    def _add(self, request: Request, now: float) -> None:
+        try:
+            self._scheduler.add(request, now)
+        except InvalidParameterError as error:
+            self._refused.append(Failed(request.request_id, FailureReason.ENGINE_FAILURE, error.message))
+
+    def _execute(self, output: SchedulerOutput) -> StepResult:
+        """A step that raises is lost: its requests fail. Several in a row mean that the engine is broken."""
+        try:
+            result = self._executor.execute(output)
+        except Exception:
+            self._failed_steps += 1
+            self._logger.exception("step %d failed (%d in a row)", output.step_id, self._failed_steps)
+            if self._failed_steps >= _MAX_FAILED_STEPS or not output.scheduled:
+                raise
+            return StepResult(output.step_id, tuple(SlotResult(r.slot, failure=_STEP_LOST) for r in output.scheduled))
+        if output.scheduled:
+            self._failed_steps = 0
+        return result
+
+    def _update(self, output: SchedulerOutput, result: StepResult) -> list[EngineEvent]:
+        if output.scheduled:
+            events = self._scheduler.update(output, result, time.monotonic())
+        else:
+            events = self._scheduler.take_events()
+        refused, self._refused = self._refused, []
+        return refused + events

@@ -1,0 +1,65 @@
+"""Where one request's events wait for its reader. Everything here belongs to one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from tokenwire_service.core.events import Completed, EngineEvent, Failed, FailureReason, TokensGenerated
+
+
+class Mailbox:
+    """A RequestStream. What waits is bounded by the request's own length; a slow reader takes more at once."""
+
+    def __init__(self, request_id: str, finish: Callable[[int], None], close: Callable[[], None]) -> None:
+        """`finish` and `close` tell the engine; neither is called after the request ended."""
+        self._request_id = request_id
+        self._finish = finish
+        self._close = close
+        self._pending: list[EngineEvent] = []
+        self._arrived = asyncio.Event()
+        self._finished: set[int] = set()
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """True once the last event was put, or the stream was closed."""
+        return self._ended
+
+    @property
+    def request_id(self) -> str:
+        return self._request_id
+
+    async def take(self) -> Sequence[EngineEvent]:
+        """See RequestStream.take. After the last event, and after `close`, there is nothing: an empty sequence."""
+        if not self._pending and not self._ended:
+            await self._arrived.wait()
+        self._arrived.clear()
+        pending, self._pending = self._pending, []
+        return pending
+
+    def finish_candidate(self, index: int) -> None:
+        """See RequestStream.finish_candidate. Idempotent."""
+        if not self._ended and index not in self._finished:
+            self._finished.add(index)
+            self._finish(index)
+
+    def close(self) -> None:
+        """See RequestStream.close."""
+        if not self._ended:
+            self._ended = True
+            self._pending.clear()
+            self._arrived.set()
+            self._close()
+
+    def put(self, event: EngineEvent) -> None:
+        """An event from the engine; nothing is taken after the last one."""
+        if self._ended or (isinstance(event, TokensGenerated) and event.index in self._finished):
+            return
+        self._ended = isinstance(event, Completed | Failed)
+        self._pending.append(event)
+        self._arrived.set()
+
+    def fail(self, reason: FailureReason, message: str) -> None:
+        """End it from this side."""
+        self.put(Failed(self._request_id, reason, message))

@@ -1,0 +1,60 @@
+"""How much memory is free, as the operating system and the container's limits say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_UNLIMITED = 1 << 60
+
+
+def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Memory a new allocation on `device` may take. `root` is where /proc and /sys are found."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return min(_meminfo_available(root), _cgroup_available(root))
+
+
+def _meminfo_available(root: Path) -> int:
+    try:
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return _UNLIMITED
+
+
+def _cgroup_available(root: Path) -> int:
+    """What is left under the memory limits of this process's cgroup (v2, then v1) and those above it."""
+    directories = _cgroup_v2_directories(root)
+    candidates = [_left(directory, "memory.max", "memory.current", "inactive_file") for directory in directories]
+    v1 = root / "sys/fs/cgroup/memory"
+    candidates.append(_left(v1, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+    return min(candidates)
+
+
+def _cgroup_v2_directories(root: Path) -> list[Path]:
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return [mount]
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
+    path = mount / own
+    return [mount, *(parent for parent in (path, *path.parents) if mount in parent.parents)]
+
+
+def _left(directory: Path, limit_name: str, usage_name: str, cache_key: str) -> int:
+    """Limit - usage + page cache that can be dropped; huge when there is no limit."""
+    try:
+        limit_text = (directory / limit_name).read_text().strip()
+        usage = int((directory / usage_name).read_text())
+        statistics = dict(line.split()[:2] for line in (directory / "memory.stat").read_text().splitlines() if line)
+        if limit_text == "max" or int(limit_text) >= _UNLIMITED:
+            return _UNLIMITED
+        return max(0, int(limit_text) - usage + int(statistics.get(cache_key, 0)))
+    except (OSError, ValueError):
+        return _UNLIMITED
