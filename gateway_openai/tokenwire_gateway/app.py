@@ -99,8 +99,9 @@ async def openapi_alias(request: Request) -> Response:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    facts_of(request.scope).failure = error.problem.reason
-    return render(error.problem, request.url.path)
+    facts = facts_of(request.scope)
+    facts.failure = error.problem.reason
+    return render(error.problem, request.url.path, facts.names)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -32,6 +32,8 @@ class RequestFacts:
     usage: Usage | None = None
     timing: Timing | None = None
     failure: str = ""
+    names: Mapping[str, str] | None = None
+    """REST names of proto paths, when the route's own do not fit this request."""
 
     def saw_first_token(self) -> None:
         """Note the moment the first generated text left for the caller."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -23,11 +24,11 @@ _log = logging.getLogger("tokenwire_gateway")
 _COMPLETIONS = "/v1/completions"
 
 
-def render(problem: Problem, path: str) -> Response:
-    """The error response in the dialect of `path`."""
+def render(problem: Problem, path: str, known: Mapping[str, str] | None = None) -> Response:
+    """The error response in the dialect of `path`; `known` are REST names of proto paths, the route's own when None."""
     if path == "/v1" or path.startswith("/v1/"):
-        return openai_error(problem, names.COMPLETION if path == _COMPLETIONS else names.CHAT)
-    return tgi_error(problem)
+        return openai_error(problem, known or (names.COMPLETION if path == _COMPLETIONS else names.CHAT))
+    return tgi_error(problem, known or names.TGI)
 
 
 class Around:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -24,6 +25,10 @@ CHAT: Mapping[str, str] = MappingProxyType(
         "reasoning": "reasoning_effort",
         "tool_choice.function_name": "tool_choice.function.name",
         "tool_choice.mode": "tool_choice",
+        "chat.messages": "messages",
+        "chat.tools": "tools",
+        "chat.continue_final_message": "continue_final_message",
+        "chat.template_args_json": "chat_template_kwargs",
     }
 )
 COMPLETION: Mapping[str, str] = MappingProxyType(
@@ -37,12 +42,13 @@ COMPLETION: Mapping[str, str] = MappingProxyType(
         "token_ids.ids": "prompt",
     }
 )
+# Of a request that spells max_tokens the newer way.
+CHAT_NEWER: Mapping[str, str] = MappingProxyType({**CHAT, "stopping.max_tokens": "max_completion_tokens"})
 TGI: Mapping[str, str] = MappingProxyType(
     {
         "model": "adapter_id",
         "prompt": "inputs",
         "text": "inputs",
-        "chat.messages": "messages",
         "sampling.context_frequency_penalty": "frequency_penalty",
         "stopping.max_tokens": "max_new_tokens",
         "sampling.candidate_count": "best_of",
@@ -72,8 +78,18 @@ def renamed(problem: Problem, names: Mapping[str, str]) -> Problem:
     """`problem` with REST names in its violations, and a message made of them."""
     if not problem.violations:
         return problem
-    violations = tuple(Violation(rest_name(v.field, names), v.description) for v in problem.violations)
+    violations = tuple(Violation(rest_name(v.field, names), _in_rest_words(v, names)) for v in problem.violations)
     message = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
     return Problem(
         problem.status, problem.reason, message, violations, problem.retry_after_s, problem.facts, problem.headers
     )
+
+
+def _in_rest_words(violation: Violation, names: Mapping[str, str]) -> str:
+    """The description, where it speaks of other fields or of its own by their proto names, with REST names."""
+    told = violation.description
+    for path, name in names.items():
+        word = path.rpartition(".")[2]
+        if "_" in word or violation.field.startswith((path, f"{path}.")):
+            told = re.sub(rf"\b{word}\b(?! token)", name, told)
+    return told

@@ -225,18 +225,20 @@ class ScriptedService(
         self.requests.append(request)
         self.metadata.append({key: value for key, value in context.invocation_metadata() if isinstance(value, str)})
         self.begun.set()
+        # A call that ends late must not mark the next test's event.
+        cancelled = self.cancelled
         try:
             if self.script.start_pause_s:
                 await asyncio.sleep(self.script.start_pause_s)
         except asyncio.CancelledError:
-            self.cancelled.set()
+            cancelled.set()
             raise
         if self.script.failure is not None and self.script.fail_after is None:
             await context.abort_with_status(self.script.failure.status())
 
     async def _events(self, request: Any, context: Any) -> AsyncIterator[tuple[str, Message]]:
         await self._begin(request, context)
-        sent = 0
+        sent, cancelled = 0, self.cancelled
         try:
             for kind, event in self._plan(request):
                 if self.script.failure is not None and sent == self.script.fail_after:
@@ -248,7 +250,7 @@ class ScriptedService(
                 yield kind, event
                 sent += 1
         except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled.set()
+            cancelled.set()
             raise
 
     def _plan(self, request: Any) -> Iterator[tuple[str, Message]]:

@@ -127,6 +127,31 @@ def test_proto_paths_become_parameter_names(rest: Rest, service: ScriptedService
         assert rest.post("/generate", GENERATE).json()["error"] == f"Input validation error: `{tgi_name}` is wrong"
 
 
+def test_words_of_the_contract_do_not_reach_rest(rest: Rest, service: ScriptedService) -> None:
+    def failing(path: str, description: str) -> None:
+        failure = Failure(_Code.INVALID_ARGUMENT, "INVALID_PARAMETER", violations=((path, description),))
+        service.script = Script(failure=failure)
+
+    failing("sampling.best_of", "is 1; must be at least candidate_count, 2")
+    message = rest.post("/v1/completions", {"prompt": "x"}).json()["error"]["message"]
+    assert message == "best_of: is 1; must be at least n, 2"
+    failing("constraint", "is off; leave constraint out")
+    message = rest.post("/v1/chat/completions", CHAT).json()["error"]["message"]
+    assert message == "response_format: is off; leave response_format out"
+    failing("stopping.max_tokens", "is 0; must be at least 1")
+    error = rest.post("/v1/chat/completions", {**CHAT, "max_completion_tokens": 0}).json()["error"]
+    assert error["param"] == "max_completion_tokens"
+    failing("text", "is empty; give the text to continue")
+    assert (
+        rest.post("/v1/completions", {"prompt": ""})
+        .json()["error"]["message"]
+        .startswith("prompt: is empty; give the ")
+    )
+    failing("chat.messages[0].role", "is wrong")
+    answer = rest.post("/chat_tokenize", {**CHAT, "chat_template_kwargs": {"a": 1}})
+    assert answer.json()["error"] == "Input validation error: `messages[0].role` is wrong"
+
+
 def test_context_length_has_the_words_clients_look_for(rest: Rest, service: ScriptedService) -> None:
     facts = {"promptTokens": "90", "maxTokens": "20", "maxContext": "100"}
     service.script = Script(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -34,13 +35,11 @@ JSON = {"content-type": "application/json"}
 )
 def test_leaving_a_stream_cancels_the_call(rest: Rest, service: ScriptedService, path: str, body: bytes) -> None:
     service.script = Script(hang=True)
-    connection = rest.connect()
-    connection.request("POST", path, body, JSON)
-    answer = connection.getresponse()
-    assert answer.readline()
-    assert not service.cancelled.is_set()
-    answer.close()
-    connection.close()
+    with closing(rest.connect()) as connection:
+        connection.request("POST", path, body, JSON)
+        with connection.getresponse() as answer:
+            assert answer.readline()
+            assert not service.cancelled.is_set()
     assert service.cancelled.wait(10)
 
 
@@ -58,10 +57,9 @@ def test_leaving_before_the_answer_cancels_the_call(
     rest: Rest, service: ScriptedService, path: str, body: bytes
 ) -> None:
     service.script = Script(start_pause_s=3600)
-    connection = rest.connect()
-    connection.request("POST", path, body, JSON)
-    assert service.begun.wait(10)
-    connection.close()
+    with closing(rest.connect()) as connection:
+        connection.request("POST", path, body, JSON)
+        assert service.begun.wait(10)
     assert service.cancelled.wait(10)
 
 

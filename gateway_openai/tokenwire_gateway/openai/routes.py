@@ -53,6 +53,8 @@ async def chat_completions(request: Request) -> Response:
     _check_stream_options(body)
     asked = chat_request(body)
     facts, backend = facts_of(request.scope), gateway_of(request).backend
+    if body.max_completion_tokens is not None:
+        facts.names = names.CHAT_NEWER
     if body.stream:
         chunks = ChatChunks(facts, body.n or 1, bool(body.logprobs), _include_usage(body))
         events = whole(backend.stream(backend.text.ChatStream, asked, facts))

@@ -36,9 +36,9 @@ _KINDS: Mapping[int, tuple[int, str, str]] = MappingProxyType(
 )
 
 
-def error_body(problem: Problem) -> tuple[int, dict[str, Any]]:
+def error_body(problem: Problem, known: Mapping[str, str] = names.TGI) -> tuple[int, dict[str, Any]]:
     """Status and `{"error", "error_type"}`."""
-    problem = _in_tgi_words(names.renamed(problem, names.TGI))
+    problem = _in_tgi_words(names.renamed(problem, known))
     if problem.reason == "INVALID_JSON":
         return 400, {"error": problem.message, "error_type": "validation"}
     if problem.reason == "INCOMPLETE":
@@ -50,6 +50,9 @@ def error_body(problem: Problem) -> tuple[int, dict[str, Any]]:
 def _in_tgi_words(problem: Problem) -> Problem:
     facts = problem.facts
     if problem.reason == "CONTEXT_LENGTH_EXCEEDED" and {"promptTokens", "maxTokens", "maxContext"} <= facts.keys():
+        if facts["maxTokens"] == "0":
+            message = f"`inputs` must have less than {facts['maxContext']} tokens. Given: {facts['promptTokens']}"
+            return replace(problem, message=message)
         message = (
             f"`inputs` tokens + `max_new_tokens` must be <= {facts['maxContext']}. "
             f"Given: {facts['promptTokens']} `inputs` tokens and {facts['maxTokens']} `max_new_tokens`"
@@ -59,9 +62,9 @@ def _in_tgi_words(problem: Problem) -> Problem:
     return replace(problem, message=quoted) if quoted else problem
 
 
-def error_response(problem: Problem) -> Response:
+def error_response(problem: Problem, known: Mapping[str, str]) -> Response:
     """The whole response."""
-    status, body = error_body(problem)
+    status, body = error_body(problem, known)
     return Response(
         orjson.dumps(body), status_code=status, headers=problem.all_headers(), media_type="application/json"
     )

@@ -10,9 +10,7 @@ from starlette.responses import Response
 
 from tokenwire.v1 import tokenization_pb2
 from tokenwire_gateway import names
-from tokenwire_gateway.errors import GatewayError
 from tokenwire_gateway.facts import facts_of
-from tokenwire_gateway.names import renamed
 from tokenwire_gateway.openai.convert import chat_messages, chat_tools, model_name, template_args
 from tokenwire_gateway.openai.schemas import ChatCompletionRequest
 from tokenwire_gateway.openapi import takes
@@ -98,12 +96,9 @@ async def chat_tokenize(request: Request) -> Response:
         template_args_json=template_args(body),
     )
     asked = tokenization_pb2.TokenizeRequest(model=model_name(body.model), chat=chat, offsets=True)
-    backend = gateway_of(request).backend
-    try:
-        call = backend.unary(backend.tokens.Tokenize, asked, facts_of(request.scope))
-        answer = await unless_gone(request.receive, call)
-    except GatewayError as error:
-        raise GatewayError(renamed(error.problem, names.CHAT)) from error
+    backend, facts = gateway_of(request).backend, facts_of(request.scope)
+    facts.names = names.CHAT
+    answer = await unless_gone(request.receive, backend.unary(backend.tokens.Tokenize, asked, facts))
     return json_response({"tokenize_response": _tokens(answer), "templated_text": answer.text})
 
 
