@@ -163,7 +163,11 @@ class Streamed:
 
 
 async def read(call: Any) -> Streamed:
-    return Streamed([event async for event in call])
+    """What is left of a stream. Raises AioRpcError at an end that is not OK."""
+    events = []
+    while (event := await call.read()) is not grpc.aio.EOF:
+        events.append(event)
+    return Streamed(events)
 
 
 def prompt(**fields: Any) -> pb.GenerateRequest:

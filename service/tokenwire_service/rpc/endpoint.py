@@ -139,7 +139,12 @@ async def refuse(calls: LiveCalls, call: Call, context: Context, error: Tokenwir
     """End the call with the status of `error`."""
     status = to_status(error, call.request_id)
     calls.ended(call, status.code.name, error.reason)
-    await context.abort(status.code, status.message, ((REQUEST_ID_KEY, call.request_id), *status.trailers))
+    try:
+        await context.abort(status.code, status.message, ((REQUEST_ID_KEY, call.request_id), *status.trailers))
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as gone:
+        raise asyncio.CancelledError from gone
 
 
 def _domain_error(raised: BaseException, call: Call) -> TokenwireError | None:
