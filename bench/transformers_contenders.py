@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -77,10 +76,3 @@ class TransformersContinuousBatching:
 
     def close(self) -> None:
         del self._model
-
-
-def seconds(function: Any, *arguments: Any) -> tuple[float, Any]:
-    """Wall time of one call, and its result."""
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tokenwire.v1.text_generation_pb2_grpc import TextGenerationServiceAsyncStub
     from tokenwire.v1.tokenization_pb2_grpc import TokenizationServiceAsyncStub
 
+GENERATION_SERVICE = "tokenwire.v1.TextGenerationService"
+"""Its health is readiness; that of the empty name only says that the process is up."""
 PROBE_TIMEOUT_S = 2.0
 # While the device is not known, it is asked for this often at most.
 DEVICE_INTERVAL_S = 10.0
@@ -92,8 +94,9 @@ class Backend:
 
     async def is_serving(self) -> bool:
         """Whether the service answers requests now."""
+        request = health_pb2.HealthCheckRequest(service=GENERATION_SERVICE)
         try:
-            answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)
+            answer = await self._health.Check(request, timeout=PROBE_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

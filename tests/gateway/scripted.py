@@ -219,6 +219,8 @@ class ScriptedService(
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         status = health_pb2.HealthCheckResponse.ServingStatus
+        if request.service != "tokenwire.v1.TextGenerationService":
+            return health_pb2.HealthCheckResponse(status=status.SERVING)
         return health_pb2.HealthCheckResponse(status=status.SERVING if self.serving else status.NOT_SERVING)
 
     async def _begin(self, request: Any, context: Any) -> None:
