@@ -180,7 +180,7 @@ def _prepare(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig)
 
 def _serve(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig) -> int:
     config = _prepare(model, engine, frontend)
-    from tokenwire_service.app import run_service
+    from tokenwire_service.app.main import run_service
 
     return run_service(config, os.environ)
 
@@ -212,7 +212,7 @@ def _root(
 @app.command()
 def env() -> None:
     """Show versions and devices, for bug reports."""
-    from tokenwire_service.app import describe_environment
+    from tokenwire_service.app.environment import describe_environment
 
     for name, value in describe_environment():
         typer.echo(f"{name:<18}{value}")
@@ -233,6 +233,6 @@ def download(
             model_id=model_id, revision=revision, huggingface_hub_cache=huggingface_hub_cache, hf_token=hf_token
         )
         configure_logging("info", json_output=False)
-        from tokenwire_service.app import download_model
+        from tokenwire_service.app.main import download_model
 
-        typer.echo(download_model(config))
+        typer.echo(download_model(config, os.environ))

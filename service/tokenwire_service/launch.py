@@ -28,10 +28,8 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
-# What these say is meant for this process; the gateway gets flags. It must not answer for callers with our key either.
-OWN_VARIABLES = frozenset(
-    {"API_KEY", "GRPC_PORT", "MAX_CLIENT_BATCH_SIZE", "PAYLOAD_LIMIT", "PORT", "PROMETHEUS_PORT", "TARGET"}
-)
+# The gateway is told these by its flags, or, the key, anew.
+OWN_VARIABLES = frozenset({"API_KEY", "OTLP_SERVICE_NAME", "TOKENWIRE_TLS", "TOKENWIRE_TLS_CA_PATH"})
 GRACE_TO_EXIT_S = 5.0
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", "[::]"})
 
@@ -42,7 +40,9 @@ class GatewayConfig:
 
     port: int = flag(8080, "REST port: OpenAI's API and TGI's.", aliases=("-p",))
     max_client_batch_size: int = flag(32, "Prompts in one REST request at most.")
-    cors_allow_origin: tuple[str, ...] = flag((), "Origin browsers may call from; repeat for more; none by default.")
+    cors_allow_origin: tuple[str, ...] = flag(
+        (), "Origin browsers may call from; repeat for more. Any when empty, 'none' allows none."
+    )
 
     def validate(self, frontend: FrontendConfig) -> GatewayConfig:
         """Check ranges and what goes together. Raises ConfigError naming the flag."""
@@ -77,6 +77,7 @@ def gateway_arguments(gateway: GatewayConfig, frontend: FrontendConfig, grpc_por
         arguments.append(f"--payload-limit={frontend.max_message_bytes}")
     if frontend.json_output:
         arguments.append("--json-output")
+    arguments.append(f"--otlp-service-name={frontend.otlp_service_name}-gateway")
     if frontend.otlp_endpoint:
         arguments.append(f"--otlp-endpoint={frontend.otlp_endpoint}")
     if frontend.tls_cert_path:
@@ -85,12 +86,14 @@ def gateway_arguments(gateway: GatewayConfig, frontend: FrontendConfig, grpc_por
 
 
 class Gateway:
-    """The child process. `app.Service` starts it, watches it and ends it."""
+    """The child process. `app.service.Service` starts it, watches it and ends it."""
 
     def __init__(self, config: GatewayConfig, frontend: FrontendConfig, environ: Mapping[str, str]) -> None:
         self._config = config
         self._frontend = frontend
         self._environ = {name: value for name, value in environ.items() if name not in OWN_VARIABLES}
+        if frontend.api_key:
+            self._environ["API_KEY"] = frontend.api_key
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -131,7 +134,8 @@ class Gateway:
     async def ended(self) -> int:
         """Wait for the process's end and return its exit code."""
         if self._process is None:
-            return await asyncio.get_running_loop().create_future()
+            never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            return await never
         return await self._process.wait()
 
     async def stop(self) -> None:
@@ -157,6 +161,6 @@ class Gateway:
 
 def launch(config: Config, gateway: GatewayConfig, environ: Mapping[str, str]) -> int:
     """Run both until a signal or the end of either; returns the exit code. Raises StartupError."""
-    from tokenwire_service.app import run_service
+    from tokenwire_service.app.main import run_service
 
     return run_service(config, environ, Gateway(gateway, config.frontend, environ))

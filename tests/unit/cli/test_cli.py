@@ -40,9 +40,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         calls.append((config, gateway))
         return 0
 
-    app = type(sys)("tokenwire_service.app")
+    app = type(sys)("tokenwire_service.app.main")
     app.run_service = lambda config, environ: serve(config.model, config.engine, config.frontend)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tokenwire_service.app", app)
+    monkeypatch.setitem(sys.modules, "tokenwire_service.app.main", app)
     monkeypatch.setattr(cli, "launch", launch)
     monkeypatch.setattr(cli, "configure_logging", lambda level, json_output: None)
     return calls
@@ -218,7 +218,7 @@ def test_a_failed_start_is_one_line_and_exit_code_1(
     def fail(config: Config, environ: Mapping[str, str]) -> int:
         raise ModelResolutionError("--model-id org/none:\n  no such model")
 
-    monkeypatch.setattr(sys.modules["tokenwire_service.app"], "run_service", fail)
+    monkeypatch.setattr(sys.modules["tokenwire_service.app.main"], "run_service", fail)
     result = invoke("serve")
     assert result.exit_code == 1
     assert result.stderr == "tokenwire: error: --model-id org/none: no such model\n"

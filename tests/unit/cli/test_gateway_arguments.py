@@ -12,6 +12,7 @@ def test_the_defaults() -> None:
         "--max-client-batch-size=32",
         "--graceful-termination-timeout=90",
         "--log-level=info",
+        "--otlp-service-name=tokenwire-gateway",
     ]
 
 
@@ -37,7 +38,8 @@ def test_what_the_frontend_says_is_passed_on() -> None:
         assert expected in arguments
 
 
-def test_the_gateway_never_gets_the_key_that_callers_must_bring() -> None:
-    gateway = Gateway(GatewayConfig(), FrontendConfig(api_key="secret"), {"API_KEY": "secret", "PATH": "/bin"})
-    assert "secret" not in str(gateway_arguments(GatewayConfig(), FrontendConfig(api_key="secret"), 1))
-    assert gateway._environ == {"PATH": "/bin"}
+def test_the_key_travels_in_the_environment_and_not_on_the_command_line() -> None:
+    frontend = FrontendConfig(api_key="secret")
+    gateway = Gateway(GatewayConfig(), frontend, {"API_KEY": "old", "TOKENWIRE_TLS": "1", "PATH": "/bin"})
+    assert "secret" not in str(gateway_arguments(GatewayConfig(), frontend, 1))
+    assert gateway._environ == {"PATH": "/bin", "API_KEY": "secret"}

@@ -1,0 +1,1 @@
+"""Wires the service together; the only package that knows every part."""

@@ -1,0 +1,56 @@
+"""Versions and devices, for bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "tokenwire-service",
+    "tokenwire-client",
+    "tokenwire-gateway-openai",
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "grpcio",
+    "protobuf",
+    "numpy",
+)
+
+
+def package_version(name: str) -> str:
+    """The installed version; 'not installed' when there is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def describe_environment() -> Iterator[tuple[str, str]]:
+    """Names and values, one a line."""
+    for name in PACKAGES:
+        yield name, package_version(name)
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "platform", platform.platform()
+    yield "cpu cores", f"{_usable_cores()} usable of {os.cpu_count()}"
+    yield from _devices()
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    import torch
+
+    yield "cpu capability", torch.backends.cpu.get_cpu_capability()
+    yield "cuda", str(torch.version.cuda or "not in this torch")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"gpu {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
