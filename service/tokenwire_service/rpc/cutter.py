@@ -11,8 +11,10 @@ from tokenwire_service.rpc.plan import EventPlan
 class DeltaCutter:
     """Merges deltas of a candidate and holds them until they are large or old enough, or the candidate ends."""
 
-    def __init__(self, plan: EventPlan) -> None:
+    def __init__(self, plan: EventPlan, max_tokens: int) -> None:
+        """`max_tokens`: what one event may hold, so that a slow reader's messages keep the usual size limits."""
         self._plan = plan
+        self._max_tokens = max_tokens
         self._held: dict[int, list[CandidateDelta]] = {}
         self._due: dict[int, float] = {}
 
@@ -29,11 +31,11 @@ class DeltaCutter:
                 yield from self.rest(index)
 
     def rest(self, index: int) -> Iterator[CandidateDelta]:
-        """What is held of one candidate, as one delta."""
+        """What is held of one candidate, as one delta, or as few as the limit allows."""
         held = self._held.pop(index, None)
         self._due.pop(index, None)
         if held:
-            yield _merge(held)
+            yield from _split(_merge(held), self._max_tokens)
 
     def due(self) -> float | None:
         """When the oldest held delta must go, on the monotonic clock."""
@@ -49,3 +51,17 @@ def _merge(deltas: list[CandidateDelta]) -> CandidateDelta:
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         logprobs=tuple(row for delta in deltas for row in delta.logprobs),
     )
+
+
+def _split(delta: CandidateDelta, most: int) -> Iterator[CandidateDelta]:
+    """The delta in parts of at most `most` tokens; the first has the text."""
+    if len(delta.token_ids) <= most:
+        yield delta
+        return
+    for begin in range(0, len(delta.token_ids), most):
+        yield CandidateDelta(
+            index=delta.index,
+            text="" if begin else delta.text,
+            token_ids=delta.token_ids[begin : begin + most],
+            logprobs=delta.logprobs[begin : begin + most],
+        )

@@ -67,6 +67,16 @@ class OutputPlan:
     prompt_logprobs: LogprobsParams | None = None
 
 
+MAX_EVENT_ENTRIES = 65_536
+"""Log-probabilities in one event, alternatives included: about 1 MiB."""
+
+
+def tokens_per_event(asked: LogprobsParams | None) -> int:
+    """How many tokens one event may tell of."""
+    alternatives = 0 if asked is None else asked.top_n + len(asked.token_ids)
+    return max(MAX_EVENT_ENTRIES // (1 + alternatives), 1)
+
+
 @dataclass(frozen=True, slots=True)
 class EventPlan:
     """How a stream is cut into events."""

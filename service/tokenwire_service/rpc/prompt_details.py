@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 from tokenwire_service.core.events import PromptScored, TokenLogprob
 from tokenwire_service.rpc.events import PromptChunk
-from tokenwire_service.rpc.plan import OutputPlan
+from tokenwire_service.rpc.plan import OutputPlan, tokens_per_event
 
 MAX_CHUNK_TOKENS = 8192
-_MAX_CHUNK_ENTRIES = 65_536
-"""Log-probabilities in one chunk, alternatives included: about 1 MiB."""
 
 
 class PromptDetailer:
@@ -20,9 +18,7 @@ class PromptDetailer:
         self._prompt = prompt
         self._token_ids = output.prompt_token_ids
         self._scored = output.prompt_logprobs is not None
-        asked = output.prompt_logprobs
-        alternatives = 0 if asked is None else asked.top_n + len(asked.token_ids)
-        self._chunk = max(min(MAX_CHUNK_TOKENS, _MAX_CHUNK_ENTRIES // (1 + alternatives)), 1)
+        self._chunk = min(MAX_CHUNK_TOKENS, tokens_per_event(output.prompt_logprobs))
         self._next = 0
 
     def started(self) -> Iterator[PromptChunk]:

@@ -10,13 +10,15 @@ from typing import TypeVar
 
 from tokenwire_service.errors import FieldViolation, InvalidParameterError
 from tokenwire_service.rpc.model import ServedModel
-from tokenwire_service.rpc.plan import ChatPrompt, GenerationPlan, Prompt, TextPrompt, TokenPrompt
+from tokenwire_service.rpc.plan import ChatPrompt, GenerationPlan, TextPrompt, TokenPrompt
 from tokenwire_service.rpc.request import too_long
 from tokenwire_service.text.chat_template import RenderedChat
 
 _Result = TypeVar("_Result")
-MAX_BYTES_PER_TOKEN = 1024
-"""A text this much longer than the longest prompt has tokens is refused unread; real ones have 3 to 5 bytes a token."""
+MAX_CHARS_PER_TOKEN = 1024
+"""A text this much longer than the longest prompt has tokens is refused unread; real ones have 3 to 5 a token."""
+MAX_CHARS = 8 * 1024 * 1024
+"""Characters tokenized for one call at most."""
 
 
 class PromptReader:
@@ -36,6 +38,7 @@ class PromptReader:
             return prompt.token_ids
         if truncate is None:
             _refuse_endless(prompt, plan, model)
+        refuse_huge(prompt)
         ids = await self.run(partial(_read, prompt, model))
         if not ids:
             raise InvalidParameterError.at(prompt.field, "has no tokens; give the text to continue")
@@ -66,11 +69,23 @@ def render(prompt: ChatPrompt, model: ServedModel, *, offsets: bool = False) -> 
         ) from error
 
 
-def _refuse_endless(prompt: Prompt, plan: GenerationPlan, model: ServedModel) -> None:
+def refuse_huge(prompt: TextPrompt | ChatPrompt) -> None:
+    """Bound what a thread may be busy with. Raises InvalidParameterError."""
+    size = _num_chars(prompt)
+    if size > MAX_CHARS:
+        raise InvalidParameterError.at(
+            prompt.field, f"has {size} characters; at most {MAX_CHARS} are tokenized at once: send less"
+        )
+
+
+def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(message["content"]) for message in prompt.messages)
+
+
+def _refuse_endless(prompt: TextPrompt | ChatPrompt, plan: GenerationPlan, model: ServedModel) -> None:
     """Spare the tokenizer what cannot fit."""
-    texts = [prompt.text] if isinstance(prompt, TextPrompt) else []
-    if isinstance(prompt, ChatPrompt):
-        texts = [str(message["content"]) for message in prompt.messages]
     most = model.limits.max_prompt_tokens
-    if sum(map(len, texts)) > most * MAX_BYTES_PER_TOKEN:
+    if _num_chars(prompt) > most * MAX_CHARS_PER_TOKEN:
         raise too_long(prompt.field, f"more than {most}", model.limits, plan.stopping.max_tokens)

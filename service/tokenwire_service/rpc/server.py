@@ -136,7 +136,9 @@ class RpcServer:
         methods = (*GenerateMethods(generations).methods(), *ChatMethods(generations).methods())
         return (
             Service(GENERATION, methods),
-            tokenization.TokenizationMethods(self._serving, self._door.prompts).service(),
+            tokenization.TokenizationMethods(
+                self._serving, self._door.prompts, self._config.max_concurrent_requests
+            ).service(),
             models.ModelMethods(self._serving).service(),
             EngineMethods(self._facts, self._serving, self._reporter, operator=operator).service(),
         )

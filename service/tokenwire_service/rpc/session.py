@@ -27,7 +27,7 @@ from tokenwire_service.rpc.events import (
 )
 from tokenwire_service.rpc.failures import deadline_error, failure_error
 from tokenwire_service.rpc.model import ServedModel
-from tokenwire_service.rpc.plan import GenerationPlan
+from tokenwire_service.rpc.plan import GenerationPlan, tokens_per_event
 from tokenwire_service.rpc.prompt_details import PromptDetailer
 from tokenwire_service.rpc.prompts import PromptReader
 from tokenwire_service.rpc.request import engine_request, stopping_params
@@ -100,7 +100,7 @@ class _Session:
         self._admission = admission
         self._candidates = [Candidate(index, plan, model.tokenizer, prompt) for index in range(plan.best_of)]
         self._details = PromptDetailer(prompt, plan.output)
-        self._cutter = DeltaCutter(plan.events)
+        self._cutter = DeltaCutter(plan.events, tokens_per_event(plan.output.logprobs))
         self._pending: asyncio.Future[Sequence[EngineEvent]] | None = None
         self._cached_tokens = 0
         self._queue_time_s = 0.0
@@ -146,7 +146,7 @@ class _Session:
             case TokensGenerated():
                 yield from self._tokens(item)
             case Completed():
-                yield self._finished(item.num_preemptions)
+                yield self._finished(item)
             case Failed():
                 yield self._failed(item)
 
@@ -174,11 +174,13 @@ class _Session:
             yield from self._sent(self._cutter.rest(news.index))
             yield ended
 
-    def _finished(self, preemptions: int) -> Done:
+    def _finished(self, completed: Completed | None) -> Done:
+        """The end; `completed` is None when the engine failed after it had nothing left to generate."""
         ends = [candidate.ended for candidate in self._candidates]
         if None in ends:
             raise EngineFailureError(f"a fault of the engine; report it with response id {self._facts.response_id}")
         self._done = True
+        preemptions = 0 if completed is None else completed.num_preemptions
         usage, total_s = self._usage(), time.monotonic() - self._call.arrival_time
         first_s = self._first_token_time_s or total_s
         self._call.telemetry.completed(
@@ -186,7 +188,7 @@ class _Session:
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            prefill_time_s=max(first_s - self._queue_time_s, 0.0),
+            prefill_time_s=first_s - self._queue_time_s if completed is None else completed.prefill_time_s,
             total_time_s=total_s,
             preemptions=preemptions,
         )
@@ -195,7 +197,7 @@ class _Session:
     def _failed(self, failed: Failed) -> Done:
         """A failure that lost the race with the end of the last candidate takes nothing away."""
         if all(candidate.ended is not None for candidate in self._candidates):
-            return self._finished(0)
+            return self._finished(None)
         raise failure_error(failed, self._admission.retry_after_s())
 
     def _sent(self, deltas: Iterator[CandidateDelta]) -> Iterator[CandidateDelta]:

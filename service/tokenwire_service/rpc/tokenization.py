@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from tokenwire.v1 import tokenization_pb2 as pb
+from tokenwire_service.rpc.admission import Admission
 from tokenwire_service.rpc.call import Call
 from tokenwire_service.rpc.convert.chat import tokenize_chat
 from tokenwire_service.rpc.convert.checks import Checks
 from tokenwire_service.rpc.convert.generate import check_model
 from tokenwire_service.rpc.endpoint import Method, Service
 from tokenwire_service.rpc.model import ServedModel
-from tokenwire_service.rpc.plan import ChatPrompt
-from tokenwire_service.rpc.prompts import PromptReader, render
+from tokenwire_service.rpc.plan import ChatPrompt, TextPrompt
+from tokenwire_service.rpc.prompts import PromptReader, refuse_huge, render
 from tokenwire_service.rpc.serving import Serving
 
 NAME = "tokenwire.v1.TokenizationService"
@@ -31,9 +32,10 @@ class _Tokens:
 class TokenizationMethods:
     """Text to tokens and back."""
 
-    def __init__(self, serving: Serving, prompts: PromptReader) -> None:
+    def __init__(self, serving: Serving, prompts: PromptReader, max_concurrent_requests: int) -> None:
         self._serving = serving
         self._prompts = prompts
+        self._admission = Admission(max_concurrent_requests)
 
     def service(self) -> Service:
         return Service(
@@ -47,8 +49,10 @@ class TokenizationMethods:
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         model = self._serving.require_model()
         check_model(request.model, model)
-        chat = _checked(request, model)
-        return await self._prompts.run(partial(_tokenize, request, chat, model))
+        prompt = _checked(request, model)
+        refuse_huge(prompt)
+        with self._admission.enter(0):
+            return await self._prompts.run(partial(_tokenize, request, prompt, model))
 
     async def detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         model = self._serving.require_model()
@@ -60,11 +64,12 @@ class TokenizationMethods:
         checks.raise_if_any()
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         decode = partial(model.tokenizer.decode, tuple(request.token_ids), skip_special_tokens=skip)
-        return pb.DetokenizeResponse(model=model.name, text=await self._prompts.run(decode))
+        with self._admission.enter(0):
+            return pb.DetokenizeResponse(model=model.name, text=await self._prompts.run(decode))
 
 
-def _checked(request: pb.TokenizeRequest, model: ServedModel) -> ChatPrompt | None:
-    """The conversation, when there is one. Raises InvalidParameterError or FeatureNotEnabledError."""
+def _checked(request: pb.TokenizeRequest, model: ServedModel) -> TextPrompt | ChatPrompt:
+    """What to tokenize. Raises InvalidParameterError or FeatureNotEnabledError."""
     checks, kind = Checks(), request.WhichOneof("input")
     checks.require(kind is not None, "input", "is missing; set text or chat")
     checks.require(
@@ -73,11 +78,17 @@ def _checked(request: pb.TokenizeRequest, model: ServedModel) -> ChatPrompt | No
     only_text = kind == "text" or not request.HasField("add_special_tokens")
     checks.require(only_text, "add_special_tokens", "is for a text only; leave it out")
     checks.raise_if_any()
-    return tokenize_chat(request.chat, model) if kind == "chat" else None
+    if kind == "chat":
+        return tokenize_chat(request.chat, model)
+    special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+    return TextPrompt(request.text, add_special_tokens=special)
 
 
-def _tokenize(request: pb.TokenizeRequest, chat: ChatPrompt | None, model: ServedModel) -> pb.TokenizeResponse:
-    found = _chat_tokens(request, chat, model) if chat is not None else _text_tokens(request, model)
+def _tokenize(request: pb.TokenizeRequest, prompt: TextPrompt | ChatPrompt, model: ServedModel) -> pb.TokenizeResponse:
+    if isinstance(prompt, ChatPrompt):
+        found = _chat_tokens(prompt, model, request.offsets)
+    else:
+        found = _text_tokens(prompt, model, request.offsets)
     response = pb.TokenizeResponse(model=model.name, token_count=len(found.token_ids))
     if request.count_only:
         return response
@@ -89,14 +100,14 @@ def _tokenize(request: pb.TokenizeRequest, chat: ChatPrompt | None, model: Serve
     return response
 
 
-def _chat_tokens(request: pb.TokenizeRequest, chat: ChatPrompt, model: ServedModel) -> _Tokens:
-    rendered = render(chat, model, offsets=request.offsets)
+def _chat_tokens(prompt: ChatPrompt, model: ServedModel, offsets: bool) -> _Tokens:
+    rendered = render(prompt, model, offsets=offsets)
     return _Tokens(rendered.text, rendered.token_ids, rendered.byte_offsets)
 
 
-def _text_tokens(request: pb.TokenizeRequest, model: ServedModel) -> _Tokens:
-    special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-    if request.offsets:
-        encoding = model.tokenizer.encode_with_offsets(request.text, add_special_tokens=special)
-        return _Tokens(request.text, encoding.ids, encoding.byte_offsets)
-    return _Tokens(request.text, tuple(model.tokenizer.encode(request.text, add_special_tokens=special)), ())
+def _text_tokens(prompt: TextPrompt, model: ServedModel, offsets: bool) -> _Tokens:
+    text, special = prompt.text, prompt.add_special_tokens
+    if offsets:
+        encoding = model.tokenizer.encode_with_offsets(text, add_special_tokens=special)
+        return _Tokens(text, encoding.ids, encoding.byte_offsets)
+    return _Tokens(text, tuple(model.tokenizer.encode(text, add_special_tokens=special)), ())
