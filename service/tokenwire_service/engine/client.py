@@ -84,7 +84,7 @@ class EngineClient(Protocol):
         ...
 
     def abort(self, request_ids: Sequence[str]) -> int:
-        """Operator's abort: the named requests (all, when empty) end ABORTED_BY_OPERATOR. Returns how many were live."""
+        """Abort by an operator: those named (all, when empty) end ABORTED_BY_OPERATOR; returns how many were live."""
         ...
 
     def flush_cache(self) -> None:

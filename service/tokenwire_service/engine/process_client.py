@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ class ProcessEngineClient:
         self._startup_error: errors.StartupError | None = None
         self._ready_since = 0.0
         self._last_step = 0.0
-        self._closing = False
+        self._closing = asyncio.Event()
 
     async def start(self) -> None:
         """Spawn the engine and wait until it is READY. Raises the StartupError loading ended with. Call once."""
@@ -89,7 +90,9 @@ class ProcessEngineClient:
 
     async def wait_stopped(self) -> None:
         """Return when the engine was closed; raise StartupError when it will not come back."""
-        if self._supervisor is not None:
+        if self._supervisor is None:
+            await self._closing.wait()
+        else:
             await asyncio.shield(self._supervisor)
 
     @property
@@ -141,11 +144,10 @@ class ProcessEngineClient:
 
     async def close(self) -> None:
         """Stop the engine, wait for its process, kill it if it takes too long. Idempotent."""
-        self._closing = True
+        self._closing.set()
         if self._process is not None:
             self._process.send(pb.FrontendMessage(stop=True))
         if self._supervisor is not None:
-            self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._become(EngineState.DOWN)
         self._correspondence.fail_all(FailureReason.DRAINING, "the server is shutting down; retry elsewhere")
@@ -153,10 +155,10 @@ class ProcessEngineClient:
     async def _supervise(self) -> None:
         """One process after the other until `close`, a failed load, or too many deaths in a row."""
         in_a_row = 0
-        while True:
+        while not self._closing.is_set():
             self._ready_since = 0.0
             status = await self._run_process()
-            if self._closing:
+            if self._closing.is_set():
                 return
             if self._startup_error is not None:
                 raise self._startup_error
@@ -167,23 +169,24 @@ class ProcessEngineClient:
             delay_s = min(self._restarts.first_delay_s * 2**in_a_row, self._restarts.max_delay_s)
             in_a_row += 1
             self._logger.error("the engine ended with status %d; starting it again in %.1f s", status, delay_s)
-            await asyncio.sleep(delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay_s)
 
     async def _run_process(self) -> int:
-        """Start a process, follow it until its end, clean up after it; its exit status."""
+        """Start a process, follow it until its end or `close`, clean up after it; its exit status."""
         process = self._process = await EngineProcess.spawn(self._receive)
+        closing = asyncio.create_task(self._closing.wait())
         watcher = asyncio.create_task(self._watch(process))
-        try:
-            process.send(pb.FrontendMessage(configure=self._configure))
-            await asyncio.shield(process.ended)
-        finally:
-            watcher.cancel()
-            self._process = None
-            self._become(EngineState.DOWN if self._info is not None else self._state)
-            if not self._closing:
-                self._correspondence.fail_all(FailureReason.ENGINE_DOWN, "the engine went down; retry in a moment")
-            status = await asyncio.shield(asyncio.create_task(process.reap(_REAP_TIMEOUT_S)))
-        return status
+        process.send(pb.FrontendMessage(configure=self._configure))
+        await asyncio.wait((process.ended, closing), return_when=asyncio.FIRST_COMPLETED)
+        closing.cancel()
+        watcher.cancel()
+        self._process = None
+        if not self._closing.is_set():
+            if self._info is not None:
+                self._become(EngineState.DOWN)
+            self._correspondence.fail_all(FailureReason.ENGINE_DOWN, "the engine went down; retry in a moment")
+        return await process.reap(_REAP_TIMEOUT_S)
 
     async def _watch(self, process: EngineProcess) -> None:
         """Kill an engine that has work but makes no step."""

@@ -1,4 +1,4 @@
-"""The sampling op against transformers' logits processors, per-row transcriptions of the definitions, and statistics."""
+"""The sampling op against transformers' logits processors, plain transcriptions of the definitions, and statistics."""
 
 import dataclasses
 import itertools

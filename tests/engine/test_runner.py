@@ -1,0 +1,189 @@
+"""The runner's parts: the flat batch against a token-by-token one, sizes, free memory, counts, non-finite rows."""
+
+import collections
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.local_engine import TINY_LIMITS
+from tokenwire_service.config import EngineConfig
+from tokenwire_service.core.params import LogprobsParams, SamplingParams
+from tokenwire_service.errors import ConfigError
+from tokenwire_service.models.families import read_spec
+from tokenwire_service.models.spec import ModelSpec
+from tokenwire_service.runner.forward_batch import build_forward_batch
+from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
+from tokenwire_service.runner.logprobs import score_tokens
+from tokenwire_service.runner.memory import free_memory_bytes
+from tokenwire_service.runner.sampler import Sampler
+from tokenwire_service.runner.sizing import EngineSizes, choose_sizes
+from tokenwire_service.runner.slots import SlotState
+from tokenwire_service.runner.token_counts import TokenCounts
+from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
+from tokenwire_service.weights.resolved import ResolvedModel
+
+CPU = torch.device("cpu")
+SIZES = EngineSizes(num_blocks=64, block_size=16, max_num_sequences=8, max_batch_tokens=64, max_total_tokens=100)
+
+
+def join(slot: int, tokens: list[int], blocks: list[int], sampling: SamplingParams | None = None) -> SlotJoin:
+    return SlotJoin(
+        slot,
+        tuple(tokens),
+        len(tokens),
+        tuple(blocks),
+        sampling or SamplingParams(temperature=0.0),
+        0,
+        (),
+        0,
+        None,
+        None,
+    )
+
+
+def plan(*rows: ScheduledSlot, joins: tuple[SlotJoin, ...] = (), leaves: tuple[int, ...] = ()) -> SchedulerOutput:
+    return SchedulerOutput(0, leaves, joins, rows)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_flat_batch_says_the_same_as_its_tokens_one_by_one(seed: int) -> None:
+    generator = random.Random(seed)
+    state = SlotState(SIZES, vocab_size=1000)
+    free_blocks = generator.sample(range(64), 64)
+    contents: dict[int, tuple[list[int], list[int]]] = {}
+    for slot in generator.sample(range(8), 5):
+        tokens = [generator.randrange(1000) for _ in range(generator.randrange(1, 90))]
+        blocks = [free_blocks.pop() for _ in range(-(-len(tokens) // 16))]
+        contents[slot] = (tokens, blocks)
+    rows = []
+    for slot, (tokens, _) in contents.items():
+        start = generator.randrange(len(tokens))
+        count = generator.randrange(1, len(tokens) - start + 1)
+        rows.append(ScheduledSlot(slot, start, count, (), samples=start + count == len(tokens)))
+    state.apply(plan(joins=tuple(join(slot, *content) for slot, content in contents.items())))
+    batch = build_forward_batch(tuple(rows), state, 16, CPU)
+    at = 0
+    for number, row in enumerate(rows):
+        tokens, blocks = contents[row.slot]
+        assert batch.attention.query_start_loc[number] == at
+        assert batch.attention.seq_lens[number] == row.start + row.num_tokens
+        held = -(-(row.start + row.num_tokens) // 16)
+        assert batch.attention.block_tables[number, :held].tolist() == blocks[:held]
+        for position in range(row.start, row.start + row.num_tokens):
+            assert batch.input_ids[at] == tokens[position]
+            assert batch.positions[at] == position
+            assert batch.attention.slot_mapping[at] == blocks[position // 16] * 16 + position % 16
+            at += 1
+    assert batch.attention.query_start_loc[-1] == at == len(batch.input_ids)
+    assert batch.sampled_rows.tolist() == [number for number, row in enumerate(rows) if row.samples]
+    assert batch.attention.max_query_len == max(row.num_tokens for row in rows)
+
+
+def test_a_plan_that_disagrees_with_the_slots_is_refused() -> None:
+    state = SlotState(SIZES, vocab_size=10)
+    state.apply(plan(joins=(join(0, [1, 2, 3], [5]),)))
+    with pytest.raises(ValueError, match="do not hold"):
+        build_forward_batch((ScheduledSlot(0, 0, 4, (), samples=True),), state, 16, CPU)
+    with pytest.raises(ValueError, match="do not hold"):
+        build_forward_batch((ScheduledSlot(0, 0, 2, (), samples=True),), state, 16, CPU)
+    state.apply(plan(joins=(join(1, [1] * 20, [5]),)))
+    with pytest.raises(ValueError, match="no blocks"):
+        build_forward_batch((ScheduledSlot(1, 0, 20, (), samples=True),), state, 16, CPU)
+
+
+def test_tokens_outside_the_vocabulary_never_reach_the_embedding() -> None:
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        SlotState(SIZES, vocab_size=10).apply(plan(joins=(join(0, [1, 10], [5]),)))
+
+
+def test_slots_grow_by_blocks_and_tokens_and_are_used_again() -> None:
+    state = SlotState(SIZES, vocab_size=10)
+    state.apply(plan(joins=(join(3, [1] * 16, [7]),)))
+    state.append_token(3, 9)
+    state.apply(plan(ScheduledSlot(3, 16, 1, (8,), samples=True)))
+    assert state.block_tables[3, :2].tolist() == [7, 8]
+    assert state.token_ids[3, :17].tolist() == [1] * 16 + [9]
+    state.apply(plan(leaves=(3,), joins=(join(3, [4], [2]),)))
+    assert (state.num_tokens[3], state.num_blocks[3]) == (1, 1)
+
+
+def test_counts_match_a_counter() -> None:
+    generator = random.Random(0)
+    prompt = [generator.randrange(40) for _ in range(60)]
+    generated = [generator.randrange(300) for _ in range(400)]
+    for count_prompt in (False, True):
+        counts = TokenCounts(np.array(prompt, np.int32), np.array(generated[:5], np.int32), count_prompt=count_prompt)
+        for token in generated[5:]:
+            counts.add(token)
+        expected = collections.Counter(generated)
+        everything = expected + collections.Counter(prompt if count_prompt else [])
+        assert dict(zip(counts.token_ids.tolist(), counts.total.tolist(), strict=True)) == everything
+        assert {
+            t: c for t, c in zip(counts.token_ids.tolist(), counts.generated.tolist(), strict=True) if c
+        } == expected
+
+
+def test_rows_that_are_not_finite_are_told_apart() -> None:
+    state = SlotState(SIZES, vocab_size=50)
+    samplings = [SamplingParams(temperature=0.0), SamplingParams(seed=1), SamplingParams(seed=1, top_p=0.5)]
+    state.apply(plan(joins=tuple(join(slot, [1, 2], [slot], sampling) for slot, sampling in enumerate(samplings))))
+    for broken in range(3):
+        logits = torch.randn(3, 50)
+        logits[broken, 7] = float("nan")
+        assert Sampler(state).draw(logits, np.arange(3)).valid == [row != broken for row in range(3)]
+    logits = torch.randn(2, 50)
+    logits[1, 3] = float("inf")
+    scores = score_tokens(logits, torch.tensor([0, 0]), [LogprobsParams()] * 2)
+    assert scores[0] is not None
+    assert scores[1] is None
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model: ResolvedModel) -> ModelSpec:
+    return read_spec(tiny_model.config)
+
+
+def test_sizes_follow_flags_and_memory(spec: ModelSpec) -> None:
+    given = choose_sizes(TINY_LIMITS, spec, 1000, CPU, free_bytes=10**9)
+    assert given == EngineSizes(128, 16, 16, 48, 256)
+    by_memory = choose_sizes(EngineConfig(kv_cache_memory_fraction=0.5), spec, 1000, CPU, free_bytes=4000)
+    assert (by_memory.num_blocks, by_memory.max_total_tokens) == (2, 64)
+    by_use = choose_sizes(EngineConfig(max_batch_size=4, max_total_tokens=100), spec, 1000, CPU, free_bytes=10**12)
+    assert (by_use.num_blocks, by_use.max_total_tokens) == (16, 100)
+
+
+@pytest.mark.parametrize("config", [EngineConfig(), EngineConfig(max_batch_total_tokens=3200)])
+def test_a_cache_that_does_not_fit_says_what_to_do(spec: ModelSpec, config: EngineConfig) -> None:
+    with pytest.raises(ConfigError, match="--max-batch-total-tokens"):
+        choose_sizes(config, spec, block_bytes=1000, device=CPU, free_bytes=1500)
+
+
+def test_the_cache_is_one_allocation() -> None:
+    sizes = {"num_layers": 3, "num_kv_heads": 2, "block_size": 16, "head_dim": 8, "dtype": torch.float16}
+    cache = KVCache(num_blocks=5, device=CPU, **sizes)
+    assert cache.num_bytes == 5 * kv_block_bytes(**sizes)
+    assert cache.layers[2].value.shape == (5, 2, 16, 8)
+    storages = {tensor.untyped_storage().data_ptr() for layer in cache.layers for tensor in (layer.key, layer.value)}
+    assert len(storages) == 1
+    assert cache.layers[1].key[4, 1].is_contiguous()
+
+
+def test_free_memory_heeds_the_container(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
+    assert free_memory_bytes(CPU, tmp_path) == 4000 * 1024
+    (tmp_path / "proc/self/cgroup").write_text("0::/pod/box\n")
+    inner, outer = tmp_path / "sys/fs/cgroup/pod/box", tmp_path / "sys/fs/cgroup/pod"
+    inner.mkdir(parents=True)
+    for directory, limit in ((inner, "max"), (outer, "1000000")):
+        (directory / "memory.max").write_text(f"{limit}\n")
+        (directory / "memory.current").write_text("300000\n")
+        (directory / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
+    assert free_memory_bytes(CPU, tmp_path) == 750_000
+
+
+def test_free_memory_of_this_machine() -> None:
+    assert 1 << 20 < free_memory_bytes(CPU) < 1 << 50
