@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 _SOURCES = tuple(
     _HERE / op / "_cpu.cpp" for op in ("add_rms_norm", "qk_norm_rope_store", "paged_attention", "silu_mul")
 )
-_HEADERS = (_HERE / "_cpu.h",)
+_HEADERS = (_HERE / "_cpu.h", _HERE / "paged_attention" / "_tiles.h")
 
 _CODES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _SIGNATURES: Mapping[str, str] = MappingProxyType(

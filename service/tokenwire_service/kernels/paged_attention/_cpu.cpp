@@ -8,18 +8,14 @@
 #include <limits>
 #include <vector>
 
-#include "../_cpu.h"
+#include "_tiles.h"
 
 namespace {
 
-using tw::kLanes;
-using tw::Vec;
+using namespace tw;
 
-constexpr int64_t kTileKeys = 64;
 constexpr int64_t kTileRows = 96;
 constexpr int64_t kSpan = 1024;
-constexpr int kRows = 6;                           // rows of a micro-kernel
-constexpr int kCols = kLanes == 16 ? 4 : 2;        // vectors of a micro-kernel
 
 struct Shape {
     int64_t heads, kv_heads, head_dim, block_size, max_blocks, window;
@@ -44,101 +40,20 @@ struct Partials {
     std::vector<float> sum, max, total;  // [rows, D], [rows], [rows]
 };
 
-// c[R, C vectors] (+)= a[R, depth] b[depth, C vectors]
-template <int R, int C>
-inline void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth,
-                     bool accumulate) {
-    Vec acc[R][C];
-    for (int r = 0; r < R; ++r)
-        for (int i = 0; i < C; ++i) acc[r][i] = accumulate ? tw::load(c + r * ldc + i * kLanes) : Vec{};
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec row[C];
-        for (int i = 0; i < C; ++i) row[i] = tw::load(b + k * ldb + i * kLanes);
-        for (int r = 0; r < R; ++r) {
-            const Vec factor = Vec{} + a[r * lda + k];
-            for (int i = 0; i < C; ++i) acc[r][i] += factor * row[i];
-        }
-    }
-    for (int r = 0; r < R; ++r)
-        for (int i = 0; i < C; ++i) tw::store(c + r * ldc + i * kLanes, acc[r][i]);
-}
-
-template <int R>
-void multiply_rows(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth,
-                   int64_t width, bool accumulate) {
-    int64_t at = 0;
-    for (; at + kCols * kLanes <= width; at += kCols * kLanes)
-        multiply<R, kCols>(a, lda, b + at, ldb, c + at, ldc, depth, accumulate);
-    for (; at < width; at += kLanes) multiply<R, 1>(a, lda, b + at, ldb, c + at, ldc, depth, accumulate);
-}
-
-// c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes.
-void multiply_all(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
-                  int64_t depth, int64_t width, bool accumulate) {
-    for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc)
-        multiply_rows<kRows>(a, lda, b, ldb, c, ldc, depth, width, accumulate);
-    switch (rows) {
-        case 5: return multiply_rows<5>(a, lda, b, ldb, c, ldc, depth, width, accumulate);
-        case 4: return multiply_rows<4>(a, lda, b, ldb, c, ldc, depth, width, accumulate);
-        case 3: return multiply_rows<3>(a, lda, b, ldb, c, ldc, depth, width, accumulate);
-        case 2: return multiply_rows<2>(a, lda, b, ldb, c, ldc, depth, width, accumulate);
-        case 1: return multiply_rows<1>(a, lda, b, ldb, c, ldc, depth, width, accumulate);
-        default: return;
-    }
-}
-
-inline float horizontal_sum(Vec v) {
-    float lane[kLanes];
-    tw::store(lane, v);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
-}
-
-// scores[r, j] = q[r] . k[j] for few rows: no transposed copy of the keys is worth it.
-template <int R>
-void dot_rows(const float* q, int64_t ldq, const float* k, int64_t head_dim, int64_t keys, float* scores) {
-    const int64_t whole = head_dim / kLanes * kLanes;
-    for (int64_t j = 0; j < keys; ++j, k += head_dim) {
-        Vec acc[R] = {};
-        for (int64_t d = 0; d < whole; d += kLanes) {
-            const Vec part = tw::load(k + d);
-            for (int r = 0; r < R; ++r) acc[r] += tw::load(q + r * ldq + d) * part;
-        }
-        for (int r = 0; r < R; ++r) {
-            float sum = horizontal_sum(acc[r]);
-            for (int64_t d = whole; d < head_dim; ++d) sum += q[r * ldq + d] * k[d];
-            scores[r * kTileKeys + j] = sum;
-        }
-    }
-}
-
-void dot_all(const float* q, int64_t ldq, const float* k, int64_t head_dim, int64_t keys, int64_t rows, float* scores) {
-    switch (rows) {
-        case 1: return dot_rows<1>(q, ldq, k, head_dim, keys, scores);
-        case 2: return dot_rows<2>(q, ldq, k, head_dim, keys, scores);
-        case 3: return dot_rows<3>(q, ldq, k, head_dim, keys, scores);
-        case 4: return dot_rows<4>(q, ldq, k, head_dim, keys, scores);
-        case 5: return dot_rows<5>(q, ldq, k, head_dim, keys, scores);
-        default: return dot_rows<6>(q, ldq, k, head_dim, keys, scores);
-    }
-}
-
 // One thread's working memory and the walk over a task's keys.
 class Worker {
    public:
-    Worker(const Shape& shape, const Tensors& tensors)
+    Worker(const Shape& shape, const Tensors& tensors, int64_t max_rows)
         : shape_(shape),
           tensors_(tensors),
           dim_(shape.padded_dim()),
-          max_rows_(std::max(kTileRows, shape.group())),
-          q_(max_rows_ * dim_),
-          sum_(max_rows_ * dim_),
-          scores_(max_rows_ * kTileKeys),
-          keys_(dim_ * kTileKeys),
+          q_(max_rows * dim_),
+          sum_(max_rows * dim_),
+          scores_(max_rows * kTileKeys),
+          keys_(max_rows > kRows ? dim_ * kTileKeys : 0),
           values_(dim_ == shape.head_dim ? 0 : dim_ * kTileKeys),
-          max_(max_rows_),
-          total_(max_rows_) {}
+          max_(max_rows),
+          total_(max_rows) {}
 
     void run(const Task& task, Partials& partials) {
         const int64_t rows = task.num_queries * shape_.group();
@@ -159,16 +74,19 @@ class Worker {
     }
 
    private:
-    // Calls fn(pointer to the first element of a key (or value), number of keys, offset within the tile) per block.
+    // Where a key (and its value) starts in the blocks.
+    int64_t locate(const Task& task, int64_t key) const {
+        const int64_t block = tensors_.tables[task.row * shape_.max_blocks + key / shape_.block_size];
+        const int64_t slot = (block * shape_.kv_heads + task.kv_head) * shape_.block_size + key % shape_.block_size;
+        return slot * shape_.head_dim;
+    }
+
+    // Calls fn(where the first key starts, number of keys, offset within the tile) for each block of a tile.
     template <class Fn>
-    void for_blocks(const float* base, const Task& task, int64_t key, int64_t count, Fn fn) const {
-        const int32_t* table = tensors_.tables + task.row * shape_.max_blocks;
+    void for_blocks(const Task& task, int64_t key, int64_t count, Fn fn) const {
         for (int64_t done = 0; done < count;) {
-            const int64_t at = key + done, offset = at % shape_.block_size;
-            const int64_t run = std::min(shape_.block_size - offset, count - done);
-            const int64_t block = table[at / shape_.block_size];
-            const int64_t slot = (block * shape_.kv_heads + task.kv_head) * shape_.block_size + offset;
-            fn(base + slot * shape_.head_dim, run, done);
+            const int64_t run = std::min(shape_.block_size - (key + done) % shape_.block_size, count - done);
+            fn(locate(task, key + done), run, done);
             done += run;
         }
     }
@@ -190,20 +108,22 @@ class Worker {
 
     void score(const Task& task, int64_t key, int64_t count, int64_t rows) {
         if (rows <= kRows) {
-            for_blocks(tensors_.key, task, key, count, [&](const float* k, int64_t run, int64_t at) {
-                dot_all(q_.data(), dim_, k, shape_.head_dim, run, rows, scores_.data() + at);
+            for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
+                const Matrix k = {tensors_.key + where, shape_.head_dim};
+                dot_all(q_.data(), dim_, k, run, rows, scores_.data() + at);
             });
             return;
         }
         const int64_t width = tw::round_up(count, kLanes);
-        for_blocks(tensors_.key, task, key, count, [&](const float* k, int64_t run, int64_t at) {
+        for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
+            const float* k = tensors_.key + where;
             for (int64_t d = 0; d < shape_.head_dim; ++d)
                 for (int64_t j = 0; j < run; ++j) keys_[d * kTileKeys + at + j] = k[j * shape_.head_dim + d];
         });
         for (int64_t d = 0; d < shape_.head_dim; ++d)
             std::fill(&keys_[d * kTileKeys + count], &keys_[d * kTileKeys] + width, 0.0f);
-        multiply_all(q_.data(), dim_, keys_.data(), kTileKeys, scores_.data(), kTileKeys, rows, shape_.head_dim, width,
-                     false);
+        const Matrix keys = {keys_.data(), kTileKeys};
+        multiply_all(q_.data(), dim_, keys, scores_.data(), kTileKeys, rows, shape_.head_dim, width, false);
     }
 
     // Scores of a tile become weights relative to each row's running maximum; what a row may not see becomes 0.
@@ -251,9 +171,10 @@ class Worker {
     }
 
     void mix(const Task& task, int64_t key, int64_t count, int64_t rows) {
-        for_blocks(tensors_.value, task, key, count, [&](const float* v, int64_t run, int64_t at) {
-            if (dim_ != shape_.head_dim) v = pad(v, run);
-            multiply_all(scores_.data() + at, kTileKeys, v, dim_, sum_.data(), dim_, rows, run, dim_, true);
+        for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
+            const float* v = tensors_.value + where;
+            const Matrix values = {dim_ == shape_.head_dim ? v : pad(v, run), dim_};
+            multiply_all(scores_.data() + at, kTileKeys, values, sum_.data(), dim_, rows, run, dim_, true);
         });
     }
 
@@ -283,7 +204,7 @@ class Worker {
 
     const Shape& shape_;
     const Tensors& tensors_;
-    const int64_t dim_, max_rows_;
+    const int64_t dim_;
     std::vector<float> q_, sum_, scores_, keys_, values_, max_, total_;
 };
 
@@ -296,7 +217,7 @@ struct Merge {
 struct Plan {
     std::vector<Task> tasks;
     std::vector<Merge> merges;
-    int64_t partial_rows = 0;
+    int64_t partial_rows = 0, max_rows = 0;
 };
 
 void plan_tile(const Shape& shape, Plan& plan, Task task, int64_t length, int64_t queries) {
@@ -305,6 +226,7 @@ void plan_tile(const Shape& shape, Plan& plan, Task task, int64_t length, int64_
     const int64_t end = position + task.num_queries;
     const int64_t rows = task.num_queries * shape.group();
     const int64_t spans = queries <= task.num_queries ? (end - first + kSpan - 1) / kSpan : 1;
+    plan.max_rows = std::max(plan.max_rows, rows);
     task.partial = -1;
     task.first_key = first;
     task.end_key = end;
@@ -389,7 +311,7 @@ extern "C" int64_t tw_paged_attention(const float* q, const float* key, const fl
     const int64_t count = static_cast<int64_t>(plan.tasks.size()), merges = static_cast<int64_t>(plan.merges.size());
 #pragma omp parallel num_threads(threads)
     {
-        Worker worker(shape, tensors);
+        Worker worker(shape, tensors, plan.max_rows);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; ++i) worker.run(plan.tasks[i], partials);
 #pragma omp for schedule(dynamic, 1)
