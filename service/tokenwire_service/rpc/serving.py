@@ -116,14 +116,12 @@ class Serving:
 
     async def follow_engine(self) -> None:
         """Notify at each change of the engine's state, for ever."""
+        while self.engine is None:
+            await self.next_change().wait()
         while True:
-            change = self.next_change()
-            if self.engine is None:
-                await change.wait()
-                continue
             seen = self.engine.state
-            await self.engine.wait_state_change(seen)
             self.notify()
+            await self.engine.wait_state_change(seen)
 
     def request_drain(self, grace_s: float | None) -> None:
         """An operator asks for a graceful shutdown; `drain_requested` returns."""

@@ -105,6 +105,8 @@ class _Session:
         self._cached_tokens = 0
         self._queue_time_s = 0.0
         self._first_token_time_s: float | None = None
+        self._grown: set[int] = set()
+        self._num_told = 0
         self._done = False
 
     async def events(self) -> AsyncGenerator[list[GenerationEvent], None]:
@@ -112,9 +114,8 @@ class _Session:
         try:
             while not self._done:
                 news = await self._take()
-                before = self._num_tokens()
                 events = [event for item in news for event in self._follow(item)]
-                self._tell_tokens(news, self._num_tokens() - before)
+                self._tell_tokens()
                 events += self._sent(self._cutter.ready(time.monotonic()))
                 if events:
                     yield events
@@ -137,6 +138,8 @@ class _Session:
         return taken.result()
 
     def _follow(self, item: EngineEvent) -> Iterator[GenerationEvent]:
+        if isinstance(item, Completed | Failed):
+            self._tell_tokens()
         match item:
             case Admitted():
                 yield self._started(item)
@@ -162,6 +165,7 @@ class _Session:
         if self._first_token_time_s is None:
             self._first_token_time_s = self._call.record.first_token_time_s = now - self._call.arrival_time
             yield from self._details.finished()
+        self._grown.add(news.index)
         candidate = self._candidates[news.index]
         if candidate.ended is not None:
             return
@@ -210,8 +214,10 @@ class _Session:
     def _num_tokens(self) -> int:
         return sum(candidate.num_tokens for candidate in self._candidates)
 
-    def _tell_tokens(self, news: Sequence[EngineEvent], num: int) -> None:
-        self._call.record.completion_tokens += num
-        num_candidates = len({item.index for item in news if isinstance(item, TokensGenerated)})
+    def _tell_tokens(self) -> None:
+        """Tell the log and telemetry what was generated since the last time."""
+        num, indices, self._grown = self._num_tokens() - self._num_told, self._grown, set()
         if num:
-            self._call.telemetry.tokens(num, num_candidates=num_candidates)
+            self._num_told += num
+            self._call.record.completion_tokens = self._num_told
+            self._call.telemetry.tokens(num, num_candidates=len(indices))
