@@ -20,7 +20,7 @@ from tokenwire_service.app.served_model import load_text_parts, served_model
 from tokenwire_service.app.signals import StopSignals
 from tokenwire_service.app.threads import in_daemon_thread
 from tokenwire_service.config import Config, EngineConfig, FrontendConfig
-from tokenwire_service.engine.client import EngineInfo
+from tokenwire_service.engine.client import EngineInfo, EngineState
 from tokenwire_service.engine.process_client import ProcessEngineClient
 from tokenwire_service.errors import StartupError
 from tokenwire_service.observability.metrics_server import MetricsServer
@@ -169,8 +169,7 @@ class Service:
             await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
             if not drain.done():
                 log.warning("second signal: ending at once")
-                if self._engine is not None and self._engine.pid is not None:
-                    os.kill(self._engine.pid, signal.SIGKILL)
+                self._kill_engine()
                 return 128 + second.result()
             drain.result()
             return 0
@@ -194,10 +193,17 @@ class Service:
             await self._companion.kill()
         await self._server.stop()
         if self._engine is not None:
+            if self._engine.state is not EngineState.READY:
+                # While it loads it reads no messages, and there is nothing to finish.
+                self._kill_engine()
             await self._engine.close()
         if self._metrics_page is not None:
             await asyncio.to_thread(self._metrics_page.close)
         await asyncio.to_thread(self._recorder.close)
+
+    def _kill_engine(self) -> None:
+        if self._engine is not None and self._engine.pid is not None:
+            os.kill(self._engine.pid, signal.SIGKILL)
 
     def _mark(self, event: str) -> None:
         log.info("%s after %.2f s", event, time.monotonic() - self._started_at)

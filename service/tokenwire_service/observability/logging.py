@@ -17,9 +17,9 @@ class HumanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
-        # One record is one line: what a message quotes from outside cannot forge another.
-        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
-        line = f"{_time(record)} {record.levelname:<7} {record.name}: {message}{extra}"
+        # One record is one line: what it quotes from outside cannot forge another.
+        text = f"{record.getMessage()}{extra}".replace("\r", "\\r").replace("\n", "\\n")
+        line = f"{_time(record)} {record.levelname:<7} {record.name}: {text}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line

@@ -34,6 +34,8 @@ NAMES = MappingProxyType(
         "response_id": "gen_ai.response.id",
     }
 )
+MAX_NAME = 256
+"""Characters kept of a model name a caller made up."""
 # Codes that tell of the server's fault; the others are the caller's affair and leave the span's status unset.
 SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
@@ -87,11 +89,11 @@ def _call_attributes(method: str, model: str, request_id: str) -> dict[str, str]
         "rpc.service": service,
         "rpc.method": name,
         "inference.backend": BACKEND,
-        "model_id": model,
         "gen_ai.provider.name": BACKEND,
-        "gen_ai.request.model": model,
         "tokenwire.request_id": request_id,
     }
+    if model:
+        attributes["model_id"] = attributes["gen_ai.request.model"] = model[:MAX_NAME]
     if name.startswith(("Chat", "Generate")):
         attributes["gen_ai.operation.name"] = "chat" if name.startswith("Chat") else "text_completion"
     return attributes
@@ -111,8 +113,11 @@ class OpenTelemetrySpan:
 
     def attributes(self, attrs: Mapping[str, AttributeValue | None]) -> None:
         for name, value in attrs.items():
-            if value is not None:
-                self._span.set_attribute(name if "." in name else NAMES.get(name, f"tokenwire.{name}"), value)
+            if value is None:
+                continue
+            if name == "response_model":
+                self._span.set_attribute("model_id", value)
+            self._span.set_attribute(name if "." in name else NAMES.get(name, f"tokenwire.{name}"), value)
 
     def admitted(self, queue_time_s: float, prompt_tokens: int, cached_tokens: int) -> None:
         self._queue_s = queue_time_s

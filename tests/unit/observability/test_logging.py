@@ -35,7 +35,7 @@ def test_a_human_line() -> None:
 
 def test_a_message_cannot_forge_another_line() -> None:
     log, stream = logged(json_output=False)
-    log.info("from outside: %s", "a\r\n2026 ERROR root: forged")
+    log.info("from outside: %s", "a\r\n2026 ERROR root: forged", extra={"user": "b\nc"})
     assert stream.getvalue().count("\n") == 1
 
 

@@ -97,6 +97,22 @@ def test_a_call_becomes_a_span_and_its_phases(collector: Collector, recorder: Re
     assert resource["service.version"] == "1.2.3"
 
 
+def test_the_model_that_answers_names_a_call_that_names_none(collector: Collector, recorder: Recorder) -> None:
+    call = recorder.request(CHAT, "", "req-1", {})
+    call.attributes(response_model="smol")
+    call.ended("OK")
+    recorder.close()
+    facts = attributes(collector.named(CHAT))
+    assert facts["model_id"] == facts["gen_ai.response.model"] == "smol"
+    assert "gen_ai.request.model" not in facts
+
+
+def test_a_made_up_model_name_is_cut(collector: Collector, recorder: Recorder) -> None:
+    recorder.request(CHAT, "x" * 100_000, "req-1", {}).ended("NOT_FOUND", "MODEL_NOT_FOUND")
+    recorder.close()
+    assert attributes(collector.named(CHAT))["model_id"] == "x" * 256
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "status"), [("INTERNAL", "ENGINE_FAILURE", 2), ("INVALID_ARGUMENT", "INVALID_PARAMETER", 0)]
 )
