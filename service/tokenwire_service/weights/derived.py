@@ -21,7 +21,7 @@ def derived_dir(cache_root: Path, kind: str, source: Path, build: Callable[[Path
     Keyed by the source's path, size and time of change. Appears whole or not at all, whoever else is starting.
     """
     status = source.stat()
-    key = f"{_FORMAT}\0{source.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    key = f"{_FORMAT}\0{source.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
     final = cache_root / kind / hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     if final.is_dir():
         return final

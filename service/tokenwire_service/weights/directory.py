@@ -10,7 +10,7 @@ from tokenwire_service.weights.derived import derived_dir
 from tokenwire_service.weights.json_files import read_chat_templates, read_generation_defaults, read_json
 from tokenwire_service.weights.resolved import ModelKind, ResolvedModel
 from tokenwire_service.weights.safetensors_file import check_safetensors
-from tokenwire_service.weights.tokenizer_files import can_convert, convert_tokenizer
+from tokenwire_service.weights.tokenizer_files import convert_tokenizer, convertible_file
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -89,6 +89,7 @@ def find_tokenizer(directory: Path, cache_root: Path, model_id: str) -> Path:
     """A directory with a tokenizer.json: the model's own, or one converted once into the cache."""
     if (directory / "tokenizer.json").is_file():
         return directory
-    if not can_convert(directory):
+    source = convertible_file(directory)
+    if source is None:
         raise UnsupportedModelError(f"{model_id}: has no tokenizer.json; add the tokenizer's files to {directory}")
-    return derived_dir(cache_root, "tokenizers", directory, lambda made: convert_tokenizer(directory, made))
+    return derived_dir(cache_root, "tokenizers", source, lambda made: convert_tokenizer(directory, made))

@@ -39,6 +39,8 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     keys = _Keys(file, architecture)
     if keys.integer("expert_count", 0):
         raise UnsupportedModelError(f"{file.path}: mixture-of-experts GGUF files are not supported; use a dense model")
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise UnsupportedModelError(f"{file.path}: one part of a split GGUF file; join the parts with llama-gguf-split")
     names = {tensor.name for tensor in file.tensors}
     num_heads = keys.integer("attention.head_count")
     hidden_size, num_layers = keys.integer("embedding_length"), keys.integer("block_count")
@@ -107,6 +109,8 @@ def _vocab_size(file: GgufFile) -> int:
     """Rows of the embedding, which some files pad past the vocabulary."""
     for tensor in file.tensors:
         if tensor.name == "token_embd.weight":
+            if len(file.metadata.get("tokenizer.ggml.tokens", ())) > tensor.shape[0]:
+                raise WeightsError(f"{file.path}: damaged GGUF file (more tokens than rows of token_embd.weight)")
             return tensor.shape[0]
     raise WeightsError(f"{file.path}: tensor token_embd.weight is missing")
 

@@ -171,9 +171,9 @@ def _surround(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> None:
         tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=None, special_tokens=special)
 
 
-def can_convert(directory: Path) -> bool:
-    """Whether `directory` holds an older tokenizer that may be converted."""
-    return any((directory / name).is_file() for name in _CONVERTIBLE)
+def convertible_file(directory: Path) -> Path | None:
+    """The file of an older tokenizer in `directory` that may be converted; None when there is none."""
+    return next((directory / name for name in _CONVERTIBLE if (directory / name).is_file()), None)
 
 
 def convert_tokenizer(source: Path, directory: Path) -> None:

@@ -15,7 +15,7 @@ QUANTIZED = [kind for kind in GgufType if BLOCKS[kind][0] > 1]
 
 def random_blocks(kind: GgufType, num_blocks: int, seed: int) -> np.ndarray:
     """Random bytes, with every float16 field finite: NaN scales would compare unequal to themselves."""
-    block_length, block_bytes = BLOCKS[kind]
+    _, block_bytes = BLOCKS[kind]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
     halves = {"Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(kind.name, (0,))

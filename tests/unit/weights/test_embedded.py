@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tokenwire_service.errors import ModelResolutionError, WeightsError
-from tokenwire_service.weights import embedded
+from tokenwire_service.weights import embedded, progress
 from tokenwire_service.weights.progress import CallbackTask, SilentProgress
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
@@ -156,10 +157,6 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def test_progress_in_a_log(logged: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    import logging
-
-    from tokenwire_service.weights import progress
-
     clock = iter(range(0, 1000, 3))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     with progress.LogProgress(logging.getLogger("t")).task("Loading", 10 << 20) as task:

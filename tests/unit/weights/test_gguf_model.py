@@ -173,6 +173,8 @@ def test_llama3_divisors_equal_transformers() -> None:
         (with_freqs([1.0, 1.5, 1.0, 1.0, 2.0, 3.0, 4.0, 9.0]), "rope_freqs"),
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "longrope"),
         (lambda w: w.add_expert_count(8), "mixture-of-experts"),
+        (lambda w: w.add_uint16("split.count", 3), "llama-gguf-split"),
+        (replacing("tokenizer.ggml.tokens", lambda w: w.add_token_list(["x"] * 301)), "more tokens than rows"),
         (lambda w: w.add_tensor("blk.0.attn_sinks.weight", np.zeros(4, np.float32)), "attn_sinks"),
         (replacing("tokenizer.ggml.pre", lambda w: w.add_tokenizer_pre("chatglm-bpe")), "chatglm-bpe"),
         (replacing("tokenizer.ggml.model", lambda w: w.add_tokenizer_model("rwkv")), "rwkv"),
