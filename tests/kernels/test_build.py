@@ -23,6 +23,23 @@ def test_the_library_builds_where_there_is_a_compiler_and_is_kept(tmp_path: Path
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [before]
 
 
+def test_a_damaged_library_is_built_again(tmp_path: Path) -> None:
+    if load_cpu_library(tmp_path) is None:
+        return
+    (built,) = tmp_path.iterdir()
+    whole = built.stat().st_size
+    built.unlink()
+    built.write_bytes(b"not a library")
+    assert load_cpu_library(tmp_path) is not None
+    assert built.stat().st_size == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file where the directory should be")
+    assert (load_cpu_library(taken) is None) == (shutil.which("c++") is None)
+
+
 @pytest.mark.parametrize("script", [None, "#!/bin/sh\necho 'x.cpp:1: error: no such flag' >&2\nexit 1\n"])
 def test_a_missing_or_failing_compiler_costs_one_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -37,17 +38,39 @@ def default_cache_dir() -> Path:
 
 
 def load_library(name: str, sources: Sequence[Path], headers: Sequence[Path], cache_dir: Path) -> ctypes.CDLL:
-    """Loads the library of `sources`, compiling it unless `cache_dir` has it already. Raises BuildError."""
+    """Loads the library of `sources`, compiling it unless `cache_dir` has it already. Raises BuildError.
+
+    Where `cache_dir` cannot be written the library is compiled for this process alone.
+    """
     compiler = _find_compiler()
     try:
         gomp = _torch_openmp()
-        library = cache_dir / f"{name}-{_key(compiler, gomp, [*sources, *headers])}.so"
-        if not library.exists():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, sources, gomp is not None, library)
-        return ctypes.CDLL(str(library))
+        file_name = f"{name}-{_key(compiler, gomp, [*sources, *headers])}.so"
+        if _is_writable(cache_dir):
+            return _load_or_build(compiler, sources, gomp is not None, cache_dir / file_name)
+        with tempfile.TemporaryDirectory() as scratch:
+            return _load_or_build(compiler, sources, gomp is not None, Path(scratch) / file_name)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(_one_line(error)) from error
+
+
+def _is_writable(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK)
+
+
+def _load_or_build(compiler: str, sources: Sequence[Path], shares_openmp: bool, library: Path) -> ctypes.CDLL:
+    if library.exists():
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:
+            # Damaged, or built against libraries that are gone: the new one takes its place.
+            library.unlink(missing_ok=True)
+    _compile(compiler, sources, shares_openmp, library)
+    return ctypes.CDLL(str(library))
 
 
 def _find_compiler() -> str:
