@@ -61,7 +61,7 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 async def generate(client: AsyncClient, prompt: str | Sequence[int], **options: Any) -> list[int]:
     answer = await client.generate(
-        prompt, max_tokens=NEW_TOKENS, ignore_eos=True, token_ids=True, bypass_cache=True, **options
+        prompt, max_tokens=NEW_TOKENS, ignore_eos=True, return_token_ids=True, cache_bypass=True, **options
     )
     return list(answer.raw.candidates[0].token_ids)
 

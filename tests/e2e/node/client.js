@@ -5,6 +5,7 @@ import loader from "@grpc/proto-loader";
 const [target, protos] = process.argv.slice(2);
 const definition = loader.loadSync(["tokenwire/v1/text_generation.proto", "tokenwire/v1/tokenization.proto"], {
   includeDirs: [protos],
+  keepCase: true,
   longs: String,
   enums: String,
   oneofs: true,
@@ -34,6 +35,7 @@ function stream(request, cancelAfter = Infinity) {
 
 const request = { text: "The capital of France is", sampling: { temperature: 0 }, stopping: { max_tokens: 12 } };
 const whole = await unary(generation, "Generate", request);
+if (whole.error) throw whole.error;
 const streamed = await stream(request);
 const cancelled = await stream({ ...request, stopping: { max_tokens: 400, ignore_eos: true } }, 5);
 const bad = await unary(generation, "Generate", { ...request, sampling: { top_p: 2 } });
