@@ -1,7 +1,9 @@
 """Every call ends once, for whatever reason, and the engine's work with it."""
 
 import asyncio
+import contextlib
 import logging
+import random
 from typing import Any
 
 import grpc
@@ -9,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.support.fake_engine import FakeEngine, FakeStream, end_at_once
-from tests.support.rpc import load, open_door, prompt, read, refusal, served_model
+from tests.support.rpc import Door, load, open_door, prompt, read, refusal, served_model
 from tokenwire.v1 import text_generation_pb2_grpc as pb_grpc
 from tokenwire_service.core.events import FailureReason, FinishReason
 from tokenwire_service.engine.client import EngineState
@@ -338,3 +340,21 @@ async def test_queue_limits_of_a_request_reach_the_engine() -> None:
         await door.generation.Generate(prompt(scheduling={"max_queue_time": Duration(seconds=1)}))
     request = door.engine.streams[0].request
     assert request.queue_deadline == request.arrival_time + 1
+
+
+async def test_many_ends_of_every_kind_leave_nothing_behind() -> None:
+    chance = random.Random(7)
+
+    async def one(door: Door) -> None:
+        call = door.generation.GenerateStream(prompt(), timeout=chance.choice([None, 0.02]))
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+            for _ in range(chance.randrange(6)):
+                await call.read()
+        call.cancel()
+
+    async with open_door(FakeEngine(one_token_at_a_time), max_concurrent_requests=16) as door:
+        await asyncio.gather(*(one(door) for _ in range(150)))
+        await eventually(lambda: door.server.requests_in_flight == 0)
+        assert all(stream.closed for stream in door.engine.streams)
+        door.engine.script = end_at_once
+        assert (await door.generation.Generate(prompt())).candidates

@@ -1,7 +1,7 @@
 """Small parts tried by themselves where the wire would only blur what they do."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenwire_service.core.events import PromptScored, TokenLogprob
@@ -45,14 +45,16 @@ def test_events_hold_fewer_tokens_the_more_alternatives_are_asked_for() -> None:
     assert tokens_per_event(LogprobsParams(top_n=20, token_ids=(1, 2, 3))) == MAX_EVENT_ENTRIES // 24
 
 
-@given(st.integers(1, 20_000), st.data())
-def test_prompt_details_tell_every_position_once_and_in_order(length: int, data: st.DataObject) -> None:
+@settings(deadline=None, derandomize=True)
+@given(
+    st.integers(1, 20_000), st.lists(st.tuples(st.integers(1, 12_000), st.integers(0, 5_000)), min_size=1, max_size=8)
+)
+def test_prompt_details_tell_every_position_once_and_in_order(length: int, steps: list[tuple[int, int]]) -> None:
     prompt = tuple(range(length))
     detailer = PromptDetailer(prompt, OutputPlan(prompt_logprobs=LogprobsParams(top_n=9)))
     chunks, at = list(detailer.started()), 1
-    while at < length:
-        until = data.draw(st.integers(at + 1, length))
-        again = data.draw(st.integers(0, at - 1))  # positions scored once more
+    for step, repeated in [*steps, (length, 0)]:
+        until, again = min(at + step, length), min(repeated, at - 1)  # `again` positions are scored once more
         rows = tuple(TokenLogprob(-float(i), 1) for i in range(at - again, until))
         chunks += detailer.scored(PromptScored("r", at - again, rows[: until - at + again]))
         at = until

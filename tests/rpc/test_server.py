@@ -107,12 +107,12 @@ async def test_an_unreadable_certificate_names_its_flag(tmp_path: Path) -> None:
         await RpcServer(config, Serving(), NullTelemetry(), "1").start()
 
 
-def certificate(directory: Path, name: str, *issuer: str) -> Path:
-    """A key and a certificate for localhost, self-signed or by `issuer`."""
+def certificate(directory: Path, name: str) -> Path:
+    """A key and a self-signed certificate for localhost."""
     command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name}"
     names = ["-addext", "subjectAltName=DNS:localhost"]
     files = ["-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.pem"]
-    subprocess.run([*command.split(), *names, *files, *issuer], check=True, capture_output=True)
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
     return directory / name
 
 
@@ -122,8 +122,8 @@ def contents(*paths: str) -> list[bytes]:
 
 async def test_tls_and_client_certificates(tmp_path: Path) -> None:
     server = certificate(tmp_path, "server")
-    client = certificate(tmp_path, "client", "-CA", f"{server}.pem", "-CAkey", f"{server}.key")
-    files = {"tls_cert_path": f"{server}.pem", "tls_key_path": f"{server}.key", "tls_client_ca_path": f"{server}.pem"}
+    client = certificate(tmp_path, "client")
+    files = {"tls_cert_path": f"{server}.pem", "tls_key_path": f"{server}.key", "tls_client_ca_path": f"{client}.pem"}
     pem, key, chain = contents(f"{server}.pem", f"{client}.key", f"{client}.pem")
     async with open_door(**files) as door:
         target = f"localhost:{door.server.port}"

@@ -23,6 +23,7 @@ from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire_service.core.events import EngineStats
 from tokenwire_service.rpc.load import RateMeter
 from tokenwire_service.rpc.model import SamplingDefaults
+from tokenwire_service.rpc.prompts import MAX_CHARS
 
 TOKENIZER = byte_tokenizer()
 
@@ -228,3 +229,20 @@ async def test_operators_abort_flush_and_drain() -> None:
             assert (await stub.AbortRequests(engine_pb2.AbortRequestsRequest(all=True))).aborted == 1
 
         await operators(door, act)
+
+
+async def test_more_text_than_a_thread_should_be_busy_with_is_refused() -> None:
+    text = "x" * (MAX_CHARS + 1)
+    async with open_door(max_message_bytes=2 * MAX_CHARS, options=[("grpc.max_send_message_length", -1)]) as door:
+        stub = tokenization_pb2_grpc.TokenizationServiceStub(door.channel)
+        assert "text" in (await failed(stub.Tokenize(tokenization_pb2.TokenizeRequest(text=text)))).fields
+        found = await failed(door.generation.Generate(prompt(text=text, truncate_prompt_tokens=5)))
+        assert "text" in found.fields
+
+
+async def test_a_conversation_is_continued_where_it_stopped() -> None:
+    last = pb.Message(role=pb.ROLE_ASSISTANT, content=[pb.ContentPart(text="The answer is")])
+    async with open_door() as door:
+        await door.generation.Chat(pb.ChatRequest(messages=[user("?"), last], continue_final_message=True))
+    ids = door.engine.streams[0].request.prompt_token_ids
+    assert TOKENIZER.decode(ids, skip_special_tokens=False).endswith("assistant\nThe answer is")

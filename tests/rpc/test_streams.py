@@ -62,7 +62,7 @@ def plays(draw: st.DrawFn) -> tuple[list[list[int]], int]:
     return [ids[a:b] for a, b in itertools.pairwise(cuts)], draw(st.integers(0, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     play=plays(),
     stop=st.lists(st.sampled_from(["o ", "🙂", "\n\n", "e\u0301", "本"]), max_size=2, unique=True),

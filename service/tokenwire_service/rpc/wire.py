@@ -5,6 +5,7 @@ Good messages cost one C-speed comparison; only bad ones are walked in Python, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ MAX_DEPTH = 100
 MAX_UNKNOWN_REPORTED = 64
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _Field = FieldDescriptor
-_WIRE_TYPES = MappingProxyType(
+_WIRE_TYPES: Mapping[int, int] = MappingProxyType(
     {
         _Field.TYPE_DOUBLE: _FIXED64,
         _Field.TYPE_FIXED64: _FIXED64,
@@ -34,7 +35,7 @@ _WIRE_TYPES = MappingProxyType(
         _Field.TYPE_MESSAGE: _BYTES,
     }
 )
-_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
+_FIXED_SIZES: Mapping[int, int] = MappingProxyType({_FIXED64: 8, _FIXED32: 4})
 _REMEDY = "send a serialized protobuf message of this type, unaltered"
 
 
