@@ -171,6 +171,8 @@ def _command(
 def _prepare(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig) -> Config:
     config = Config(model, engine, frontend).validate()
     configure_logging(frontend.log_level, frontend.json_output)
+    # gRPC's handlers for fork() are of no use to processes that only fork to exec, and complain on stderr.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     for name, hint in TGI_HINTS.items():
         variable = name[2:].replace("-", "_").upper()
         if os.environ.get(variable) and name not in COMMON_NAMES and not hint.startswith("not needed"):
@@ -215,7 +217,7 @@ def env() -> None:
     from tokenwire_service.app.environment import describe_environment
 
     for name, value in describe_environment():
-        typer.echo(f"{name:<18}{value}")
+        typer.echo(f"{name:<26}{value}")
 
 
 @app.command()

@@ -28,12 +28,15 @@ class PhaseProgress:
 
     def report(self, phase: str, fraction: float) -> None:
         """`fraction` of `phase` is done."""
-        if phase != self._phase:
+        if phase != self._phase or (self._task is None and fraction < 1.0):
             self._stack.close()
             self._phase = phase
             self._task = self._stack.enter_context(self._progress.task(phase, 100, "%"))
         if self._task is not None:
             self._task.set_done(round(100 * fraction))
+        if fraction >= 1.0:
+            self._stack.close()
+            self._task = None
         self._overall(fraction)
 
     def close(self) -> None:
