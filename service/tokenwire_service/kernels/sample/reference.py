@@ -5,17 +5,20 @@ Every result of a row depends on that row alone, bit for bit: batching never cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tokenwire_service.kernels.sample.params import Choice, DrawParams, LogitEdits, Penalties, TokenMask
 from tokenwire_service.kernels.sample.philox import uniform
 
-_FIRST_CANDIDATES = 256
-"""How many of the likeliest tokens top-p looks at before it looks at more."""
-_GROWTH = 16
-_DRAW_TILE = 256
+_TINY = torch.finfo(torch.float32).tiny
+_TILE = 256
+"""Weights summed at once."""
 _MIN_TEMPERATURE = 1e-6
+_LEAST_EXPONENT = -80.0
+"""Anything less likely weighs e**-80, far below the finest draw: exp() is slow where its result is no normal number."""
 
 
 def edit_logits(logits: Tensor, edits: LogitEdits) -> None:
@@ -38,15 +41,37 @@ def greedy(logits: Tensor) -> Choice:
 
 
 def draw(logits: Tensor, params: DrawParams) -> Choice:
-    """Draw one token per row from fp32 logits [S, V] (overwritten). NaN, +inf or a wholly masked row poison the row's
-    maximum, so that the drawn token's weight tells."""
+    """Draw one token per row from fp32 logits [S, V] (overwritten). NaN, +inf or a wholly masked row show in its
+    maximum."""
+    valid = logits.amax(dim=-1).isfinite()
+    weights = filtered_weights(logits, params)
+    return Choice(_invert(weights, uniform(params.seed, params.candidate, params.position)), valid)
+
+
+def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
+    """fp32 logits [S, V] (overwritten) → unnormalised probabilities after temperature and filters, the likeliest 1
+    before filters, [S, V up to the next multiple of the tile]; what was dropped, and the padding, is 0."""
     scaled = logits.sub_(logits.amax(dim=-1, keepdim=True))
     scaled.div_(params.temperature.clamp_min(_MIN_TEMPERATURE).unsqueeze(-1))
-    for mask in (_top_k_mask, _typical_mask, _top_p_mask, _min_p_mask):
-        mask(scaled, params)
-    weights = scaled.exp_()
-    token_ids = _invert(weights, uniform(params.seed, params.candidate, params.position))
-    return Choice(token_ids, weights.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) > 0)
+    weights = scaled.clamp_(min=_LEAST_EXPONENT).exp_()
+    if padding := -weights.shape[-1] % _TILE:
+        weights = torch.nn.functional.pad(weights, (0, padding))
+    _filter(weights, _keep_top_k, params.top_k, params.top_k_rows)
+    _filter(weights, _keep_typical, params.typical_p, params.typical_rows)
+    _filter(weights, _keep_top_p, params.top_p, params.top_p_rows)
+    _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
+    return weights
+
+
+def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], None], values: Tensor, rows: tuple[int, ...]) -> None:
+    """Apply `keep`, which zeroes what it drops, to the given rows in place; values [S] are its parameter."""
+    if len(rows) == len(weights):
+        keep(weights, values)
+    elif rows:
+        index = torch.tensor(rows, dtype=torch.int64, device=weights.device)
+        part = weights.index_select(0, index)
+        keep(part, values[index])
+        weights.index_copy_(0, index, part)
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
@@ -75,90 +100,80 @@ def _keep_only(logits: Tensor, allowed: TokenMask) -> None:
     logits[allowed.rows, allowed.token_ids] = kept
 
 
-def _top_k_mask(scaled: Tensor, params: DrawParams) -> None:
-    """Rows with top_k: drop what is below the k-th value (ties stay)."""
-    if not params.top_k_rows:
-        return
-    rows = _index(params.top_k_rows, scaled)
-    chosen = scaled[rows]
-    vocab = scaled.shape[-1]
-    limits = params.top_k[rows].clamp(max=vocab)
-    best = chosen.topk(int(limits.max()), dim=-1).values
-    threshold = best.gather(-1, (limits - 1).unsqueeze(-1))
-    scaled[rows] = chosen.masked_fill_(chosen < threshold, -torch.inf)
+def _keep_top_k(weights: Tensor, top_k: Tensor) -> None:
+    """Drop what is below the k-th value (ties stay)."""
+    limits = top_k.clamp(max=weights.shape[-1])
+    best = weights.topk(int(limits.max()), dim=-1).values
+    weights.mul_(weights >= best.gather(-1, (limits - 1).unsqueeze(-1)))
 
 
-def _typical_mask(scaled: Tensor, params: DrawParams) -> None:
-    """Rows with typical_p: keep the tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
-    if not params.typical_rows:
-        return
-    rows = _index(params.typical_rows, scaled)
-    chosen = scaled[rows]
-    log_p = chosen.log_softmax(dim=-1)
-    p = log_p.exp()
-    entropy = -torch.where(p > 0, p * log_p, 0.0).sum(dim=-1, keepdim=True)
+def _keep_typical(weights: Tensor, typical_p: Tensor) -> None:
+    """Keep the tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
+    p = weights.double()
+    p /= p.cumsum(dim=-1)[:, -1:]
+    log_p = p.log()
+    entropy = -torch.where(p > 0, p * log_p, 0.0).cumsum(dim=-1)[:, -1:]
     distance = (log_p + entropy).abs()
     order = distance.argsort(dim=-1, stable=True)
-    mass = p.gather(-1, order).double().cumsum(dim=-1)
-    last = (mass < params.typical_p[rows].unsqueeze(-1)).sum(dim=-1, keepdim=True).clamp(max=scaled.shape[-1] - 1)
-    threshold = distance.gather(-1, order.gather(-1, last))
-    scaled[rows] = chosen.masked_fill_(distance > threshold, -torch.inf)
+    mass = p.gather(-1, order).cumsum(dim=-1)
+    last = (mass < typical_p.unsqueeze(-1)).sum(dim=-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
+    weights.mul_(distance <= distance.gather(-1, order.gather(-1, last)))
 
 
-def _top_p_mask(scaled: Tensor, params: DrawParams) -> None:
-    """Rows with top_p: keep the smallest set of likeliest tokens whose mass reaches top_p (ties of the last stay).
+def _keep_top_p(weights: Tensor, top_p: Tensor) -> None:
+    """Keep the smallest set of likeliest tokens whose mass reaches top_p (ties of the last stay).
 
-    Sorts only as many of the likeliest tokens as it needs, so a peaked distribution costs one partial selection.
+    Only candidates are sorted. A token below (1 - top_p) / V of the mass is none: all of them together weigh less
+    than what may be dropped. The same bound over the candidates leaves fewer.
     """
-    pending = params.top_p_rows
-    vocab = scaled.shape[-1]
-    count = min(_FIRST_CANDIDATES, vocab)
-    while pending:
-        rows = _index(pending, scaled)
-        chosen = scaled[rows]
-        best = chosen.topk(count, dim=-1).values
-        wanted = params.top_p[rows].double() * chosen.exp().double().sum(dim=-1)
-        mass = best.exp().double().cumsum(dim=-1)
-        last = (mass < wanted.unsqueeze(-1)).sum(dim=-1, keepdim=True)
-        done = (last < count).squeeze(-1) | (count == vocab)
-        threshold = best.gather(-1, last.clamp(max=count - 1))
-        finished = chosen.masked_fill(chosen < threshold, -torch.inf)
-        scaled[rows] = torch.where(done.unsqueeze(-1), finished, chosen)
-        pending = tuple(row for row, ended in zip(pending, done.tolist(), strict=True) if not ended)
-        count = min(count * _GROWTH, vocab)
+    mass = _tile_masses(weights).sum(dim=-1)
+    wanted = top_p.double() * mass
+    candidates, count = weights, torch.full_like(mass, weights.shape[-1])
+    for _ in range(2):
+        floor = (0.999 * (mass - wanted) / count).to(weights.dtype).clamp_min(_TINY)
+        candidates = _compact(candidates, candidates >= floor.unsqueeze(-1))
+        mass, count = candidates.double().sum(dim=-1), (candidates > 0).sum(dim=-1)
+    best = candidates.sort(dim=-1, descending=True).values
+    last = (best.double().cumsum(dim=-1) < wanted.unsqueeze(-1)).sum(dim=-1, keepdim=True)
+    weights.mul_(weights >= best.gather(-1, last.clamp(max=best.shape[-1] - 1)))
 
 
-def _min_p_mask(scaled: Tensor, params: DrawParams) -> None:
-    """Rows with min_p: drop what is less likely than min_p times the likeliest that is left."""
-    if not params.min_p_rows:
-        return
-    rows = _index(params.min_p_rows, scaled)
-    chosen = scaled[rows]
-    threshold = chosen.amax(dim=-1, keepdim=True) + params.min_p[rows].log().unsqueeze(-1)
-    scaled[rows] = chosen.masked_fill_(chosen < threshold, -torch.inf)
+def _keep_min_p(weights: Tensor, min_p: Tensor) -> None:
+    """Drop what is less likely than min_p times the likeliest that is left."""
+    weights.mul_(weights >= weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1))
+
+
+def _compact(values: Tensor, mask: Tensor) -> Tensor:
+    """The masked values of each row moved to its front: [R, V] → [R, C], the rest zero."""
+    rows, columns = mask.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(values))
+    starts = counts.cumsum(dim=0) - counts
+    packed = values.new_zeros(len(values), max(int(counts.max()), 1))
+    packed[rows, torch.arange(len(rows), device=rows.device) - starts[rows]] = values[rows, columns]
+    return packed
 
 
 def _invert(weights: Tensor, draws: Tensor) -> Tensor:
     """Inverse of the cumulative weights [S, V] at draws [S] in (0, 1): by tiles, so that only one is summed finely."""
-    rows, vocab = weights.shape
-    padded = torch.nn.functional.pad(weights, (0, -vocab % _DRAW_TILE)).view(rows, -1, _DRAW_TILE)
-    ends = padded.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    ends = _tile_masses(weights).cumsum(dim=-1)
     target = draws * ends[:, -1]
     tile = _first_above(ends, target)
     start = torch.where(tile > 0, ends.gather(-1, (tile - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
-    fine = padded[torch.arange(rows, device=weights.device), tile].double()
-    inner = fine.cumsum(dim=-1)
-    # The two sums may differ in the last bit: never run past the tile's last token of positive weight.
-    last = _DRAW_TILE - 1 - (fine > 0).to(torch.int8).flip(-1).argmax(dim=-1)
-    within = torch.minimum(_first_above(inner, (target - start).clamp(min=0.0)), last)
-    return (tile * _DRAW_TILE + within).clamp(max=vocab - 1)
+    rows = torch.arange(len(weights), device=weights.device)
+    fine = weights.view(len(weights), -1, _TILE)[rows, tile].double()
+    # The two sums may differ in the last bits: never run past the tile's last token of positive weight.
+    last = _TILE - 1 - (fine > 0).to(torch.int8).flip(-1).argmax(dim=-1)
+    within = torch.minimum(_first_above(fine.cumsum(dim=-1), (target - start).clamp(min=0.0)), last)
+    return tile * _TILE + within
+
+
+def _tile_masses(weights: Tensor) -> Tensor:
+    """[S, V] → float64 [S, V / tile]. Reduced over short tiles: over a whole row the order of summation, hence the last
+    bits, would depend on how many rows there are."""
+    return weights.view(len(weights), -1, _TILE).sum(dim=-1).double()
 
 
 def _first_above(ends: Tensor, target: Tensor) -> Tensor:
     """Index of the first cumulative value above the target, int64 [S]; the last index when none is."""
     found: Tensor = torch.searchsorted(ends, target.unsqueeze(-1), right=True).squeeze(-1)
     return found.clamp(max=ends.shape[-1] - 1)
-
-
-def _index(rows: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device=like.device)
