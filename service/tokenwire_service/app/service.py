@@ -136,6 +136,7 @@ class Service:
         phases.close()
         self._mark("engine ready")
         model = served_model(config, resolved, text, engine.info, time.time())
+        self._recorder.default_model = model.name
         self._recorder.attach_engine(lambda: (engine.stats, engine.state))
         self._serving.set_engine(engine, batch_limits(config.engine, engine.info))
         self._serving.set_model(model)

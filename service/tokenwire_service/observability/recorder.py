@@ -24,9 +24,11 @@ class Recorder:
         self._latest: EngineSnapshot = (EngineStats(), EngineState.LOADING)
         self._was_down = False
         self._source: Callable[[], EngineSnapshot] | None = None
+        self.default_model = ""
+        """The model that answers calls that name none; empty until there is one."""
 
     def request(self, method: str, model: str, request_id: str, metadata: Mapping[str, str]) -> RequestTelemetry:
-        span = self._tracer.start(method, model, request_id, metadata)
+        span = self._tracer.start(method, model or self.default_model, request_id, metadata)
         return RequestRecorder(method.rpartition("/")[2], self.metrics.requests, span, self._clock)
 
     def attach_engine(self, source: Callable[[], EngineSnapshot]) -> None:

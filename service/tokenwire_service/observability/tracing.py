@@ -113,11 +113,8 @@ class OpenTelemetrySpan:
 
     def attributes(self, attrs: Mapping[str, AttributeValue | None]) -> None:
         for name, value in attrs.items():
-            if value is None:
-                continue
-            if name == "response_model":
-                self._span.set_attribute("model_id", value)
-            self._span.set_attribute(name if "." in name else NAMES.get(name, f"tokenwire.{name}"), value)
+            if value is not None:
+                self._span.set_attribute(name if "." in name else NAMES.get(name, f"tokenwire.{name}"), value)
 
     def admitted(self, queue_time_s: float, prompt_tokens: int, cached_tokens: int) -> None:
         self._queue_s = queue_time_s

@@ -97,14 +97,12 @@ def test_a_call_becomes_a_span_and_its_phases(collector: Collector, recorder: Re
     assert resource["service.version"] == "1.2.3"
 
 
-def test_the_model_that_answers_names_a_call_that_names_none(collector: Collector, recorder: Recorder) -> None:
-    call = recorder.request(CHAT, "", "req-1", {})
-    call.attributes(response_model="smol")
-    call.ended("OK")
+def test_a_call_that_names_no_model_is_the_default_ones(collector: Collector, recorder: Recorder) -> None:
+    recorder.request(CHAT, "", "while loading", {}).ended("UNAVAILABLE", "MODEL_LOADING")
+    recorder.default_model = "smol"
+    recorder.request(CHAT, "", "then", {}).ended("OK")
     recorder.close()
-    facts = attributes(collector.named(CHAT))
-    assert facts["model_id"] == facts["gen_ai.response.model"] == "smol"
-    assert "gen_ai.request.model" not in facts
+    assert [attributes(span).get("model_id") for span in collector.spans] == [None, "smol"]
 
 
 def test_a_made_up_model_name_is_cut(collector: Collector, recorder: Recorder) -> None:
