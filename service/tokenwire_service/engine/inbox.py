@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -65,13 +66,14 @@ class Outbox:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._writing = threading.Lock()
+        """Loading reports its progress from any thread."""
         self._num_steps = 0
 
     def send(self, message: pb.EngineMessage) -> None:
-        try:
-            self._connection.sendall(encode_frame(message.SerializeToString()))
-        except OSError:
-            return
+        frame = encode_frame(message.SerializeToString())
+        with self._writing, contextlib.suppress(OSError):
+            self._connection.sendall(frame)
 
     def publish(self, events: Sequence[EngineEvent], stats: EngineStats) -> None:
         """See engine.Publish."""

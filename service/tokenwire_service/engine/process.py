@@ -48,11 +48,14 @@ def main(arguments: list[str]) -> int:
     gc.collect()
     gc.freeze()
     outbox.send(pb.EngineMessage(ready=info_to_pb(info)))
+    executor = LocalExecutor(worker)
     try:
-        Engine(scheduler, LocalExecutor(worker), inbox, outbox.publish, logger=logger).run()
+        Engine(scheduler, executor, inbox, outbox.publish, logger=logger).run()
     except Exception:
         logger.critical("the engine cannot go on", exc_info=True)
         return 1
+    finally:
+        executor.close()
     return 0
 
 

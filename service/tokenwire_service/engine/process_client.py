@@ -22,6 +22,8 @@ from tokenwire_service.weights.resolved import ResolvedModel
 
 _WATCH_INTERVAL_S = 0.25
 _REAP_TIMEOUT_S = 10.0
+_HEARTBEATS_MISSED_S = 10.0
+"""An idle engine may be silent for this much longer than one with work may go without a step."""
 _STARTUP_ERRORS: tuple[type[errors.StartupError], ...] = (
     errors.ConfigError,
     errors.ModelResolutionError,
@@ -73,6 +75,7 @@ class ProcessEngineClient:
         self._startup_error: errors.StartupError | None = None
         self._ready_since = 0.0
         self._last_step = 0.0
+        self._last_heard = 0.0
         self._closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -189,12 +192,19 @@ class ProcessEngineClient:
         return await process.reap(_REAP_TIMEOUT_S)
 
     async def _watch(self, process: EngineProcess) -> None:
-        """Kill an engine that has work but makes no step."""
+        """Kill an engine that has work but makes no step, or has none and gives no sign of life."""
         while True:
             await asyncio.sleep(min(_WATCH_INTERVAL_S, self._step_timeout_s / 4))
-            silent_s = time.monotonic() - self._last_step
-            if self._state is EngineState.READY and self._correspondence.has_live and silent_s > self._step_timeout_s:
-                self._logger.error("the engine has work but made no step for %.0f s; ending it", silent_s)
+            if self._state is not EngineState.READY:
+                continue
+            now = time.monotonic()
+            without_step_s, silent_s = now - self._last_step, now - self._last_heard
+            if self._correspondence.has_live and without_step_s > self._step_timeout_s:
+                self._logger.error("the engine has work but made no step for %.0f s; ending it", without_step_s)
+                process.kill()
+                return
+            if silent_s > self._step_timeout_s + _HEARTBEATS_MISSED_S:
+                self._logger.error("the engine gave no sign of life for %.0f s; ending it", silent_s)
                 process.kill()
                 return
 
@@ -203,16 +213,17 @@ class ProcessEngineClient:
             self._process.send(message)
 
     def _receive(self, message: pb.EngineMessage) -> None:
+        self._last_heard = time.monotonic()
         match message.WhichOneof("part"):
             case "step":
-                self._last_step = time.monotonic()
+                self._last_step = self._last_heard
                 self._stats = stats_from_pb(message.step.stats)
                 self._correspondence.deliver(message.step)
             case "heartbeat":
                 self._stats = stats_from_pb(message.heartbeat.stats)
             case "ready":
                 self._info = info_from_pb(message.ready)
-                self._ready_since = self._last_step = time.monotonic()
+                self._ready_since = self._last_step = self._last_heard
                 self._become(EngineState.READY)
             case "load_progress":
                 if self._on_load is not None:
