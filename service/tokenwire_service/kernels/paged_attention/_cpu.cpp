@@ -14,8 +14,9 @@ namespace {
 
 using namespace tw;
 
-constexpr int64_t kTileRows = 96;
-constexpr int64_t kSpan = 1024;
+constexpr int64_t kTileRows = 96;  // rows of a task
+constexpr int64_t kFewRows = 8;    // up to these the keys are not worth transposing
+constexpr int64_t kSpan = 1024;    // keys of a task when queries are few
 
 struct Shape {
     int64_t heads, kv_heads, head_dim, block_size, max_blocks, window;
@@ -50,7 +51,7 @@ class Worker {
           q_(max_rows * dim_),
           sum_(max_rows * dim_),
           scores_(max_rows * kTileKeys),
-          keys_(max_rows > kRows ? dim_ * kTileKeys : 0),
+          keys_(max_rows > kFewRows ? dim_ * kTileKeys : 0),
           values_(dim_ == shape.head_dim ? 0 : dim_ * kTileKeys),
           max_(max_rows),
           total_(max_rows) {}
@@ -107,7 +108,7 @@ class Worker {
     }
 
     void score(const Task& task, int64_t key, int64_t count, int64_t rows) {
-        if (rows <= kRows) {
+        if (rows <= kFewRows) {
             for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
                 const Matrix k = {tensors_.key + where, shape_.head_dim};
                 dot_all(q_.data(), dim_, k, run, rows, scores_.data() + at);

@@ -49,7 +49,7 @@ void multiply_rows(const float* a, int64_t lda, const Matrix& b, float* c, int64
 
 // c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes.
 inline void multiply_all(const float* a, int64_t lda, const Matrix& b, float* c, int64_t ldc, int64_t rows,
-                  int64_t depth, int64_t width, bool accumulate) {
+                         int64_t depth, int64_t width, bool accumulate) {
     for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc)
         multiply_rows<kRows>(a, lda, b, c, ldc, depth, width, accumulate);
     switch (rows) {
@@ -62,8 +62,7 @@ inline void multiply_all(const float* a, int64_t lda, const Matrix& b, float* c,
     }
 }
 
-// scores[r, j] = q[r] . k[j] for few rows: no transposed copy of the keys is worth it. Four keys at a time, the last ones
-// repeated where fewer are left.
+// scores[r, j] = q[r] . k[j], the keys as they lie in their block: four at a time, the last one repeated where fewer are left.
 template <int R>
 void dot_rows(const float* q, int64_t ldq, const Matrix& k, int64_t keys, float* scores) {
     const int64_t head_dim = k.stride;
