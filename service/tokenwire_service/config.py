@@ -20,7 +20,7 @@ QUANTIZATIONS: tuple[str, ...] = ()
 
 def flag(
     default: Any, help: str, *, aliases: tuple[str, ...] = (), env: str | None = None, choices: tuple[str, ...] = ()
-) -> Any:  # noqa: A002
+) -> Any:
     """A configuration field: default, help text, other flag names, environment variable when not the field's name."""
     metadata = {"help": help, "aliases": aliases, "env": env, "choices": choices}
     return field(default=default, metadata=metadata)
@@ -83,7 +83,7 @@ class FrontendConfig:
     port: int = flag(50051, "gRPC port.", aliases=("-p",))
     admin_port: int = flag(
         0,
-        "Port of the operators' listener (Drain, AbortRequests, FlushCache, channelz), bound to 127.0.0.1; 0 leaves it off.",
+        "Port of the operators' listener (Drain, AbortRequests, FlushCache, channelz) on 127.0.0.1; 0 leaves it off.",
     )
     api_key: str = flag("", "Bearer token every call must carry; no check when empty. Health and reflection stay open.")
     tls_cert_path: str = flag("", "PEM certificate chain; with --tls-key-path the port speaks TLS.")

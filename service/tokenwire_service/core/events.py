@@ -1,4 +1,4 @@
-"""What the engine tells about a request, in order: Admitted, PromptScored*, TokensGenerated*, then Completed or Failed."""
+"""What the engine tells about a request, in order: Admitted, PromptScored*, TokensGenerated*, then one ending."""
 
 from __future__ import annotations
 

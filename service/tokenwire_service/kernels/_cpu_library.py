@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ _SOURCES = tuple(
 )
 _HEADERS = (_HERE / "_cpu.h", _HERE / "paged_attention" / "_tiles.h")
 
-_CODES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_CODES: Mapping[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _SIGNATURES: Mapping[str, str] = MappingProxyType(
     {
         "tw_add_rms_norm": "pppp" + "ii" + "f" + "i",
