@@ -167,3 +167,30 @@ def test_a_request_too_long_is_refused(engine: LocalEngine) -> None:
     answer: Answer = engine.run(make_request("x", [5] * 100, 4000))["x"]
     assert isinstance(answer.end, Failed)
     assert "exceed" in answer.end.message
+
+
+def test_tokens_the_model_has_no_row_for_fail_their_request_alone(engine: LocalEngine) -> None:
+    beyond = VOCAB_SIZE
+    bad = {
+        "prompt": make_request("prompt", [5, beyond]),
+        "logit_bias": make_request("logit_bias", [5], sampling=SamplingParams(logit_bias=((beyond, 1.0),))),
+        "allowed": make_request("allowed", [5], sampling=SamplingParams(allowed_token_ids=(1, beyond))),
+        "logprobs": make_request("logprobs", [5], logprobs=LogprobsParams(token_ids=(beyond,))),
+        "prompt_logprobs": make_request("prompt_logprobs", [5, 6], prompt_logprobs=LogprobsParams(token_ids=(beyond,))),
+    }
+    answers = engine.run(make_request("good", [4, 5], 5), *bad.values())
+    assert len(answers["good"].tokens[0]) == 5
+    for name in bad:
+        end = answers[name].end
+        assert isinstance(end, Failed), name
+        assert f"token id {beyond}; the model's are less than {VOCAB_SIZE}" in end.message
+    engine.assert_idle()
+
+
+def test_end_tokens_the_model_has_no_row_for_are_never_masked(engine: LocalEngine) -> None:
+    ends = frozenset({2, VOCAB_SIZE, VOCAB_SIZE + 5000})
+    answers = engine.run(
+        make_request("a", [4, 5], stopping=StoppingParams(6, min_tokens=6, stop_token_ids=ends)),
+        make_request("b", [4, 5], stopping=StoppingParams(6, min_tokens=3, stop_token_ids=ends - {2})),
+    )
+    assert [len(answers[name].tokens[0]) for name in "ab"] == [6, 6]

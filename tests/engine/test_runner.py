@@ -26,7 +26,9 @@ from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, 
 from tokenwire_service.weights.resolved import ResolvedModel
 
 CPU = torch.device("cpu")
-SIZES = EngineSizes(num_blocks=64, block_size=16, max_num_sequences=8, max_batch_tokens=64, max_total_tokens=100)
+SIZES = EngineSizes(
+    num_blocks=64, block_size=16, max_num_sequences=8, max_batch_tokens=64, max_total_tokens=100, vocab_size=97
+)
 
 
 def join(slot: int, tokens: list[int], blocks: list[int], sampling: SamplingParams | None = None) -> SlotJoin:
@@ -148,17 +150,38 @@ def spec(tiny_model: ResolvedModel) -> ModelSpec:
 
 def test_sizes_follow_flags_and_memory(spec: ModelSpec) -> None:
     given = choose_sizes(TINY_LIMITS, spec, 1000, CPU, free_bytes=10**9)
-    assert given == EngineSizes(128, 16, 16, 48, 256)
+    assert given == EngineSizes(128, 16, 16, 48, 256, 97)
     by_memory = choose_sizes(EngineConfig(kv_cache_memory_fraction=0.5), spec, 1000, CPU, free_bytes=4000)
     assert (by_memory.num_blocks, by_memory.max_total_tokens) == (2, 64)
     by_use = choose_sizes(EngineConfig(max_batch_size=4, max_total_tokens=100), spec, 1000, CPU, free_bytes=10**12)
     assert (by_use.num_blocks, by_use.max_total_tokens) == (16, 100)
 
 
-@pytest.mark.parametrize("config", [EngineConfig(), EngineConfig(max_batch_total_tokens=3200)])
-def test_a_cache_that_does_not_fit_says_what_to_do(spec: ModelSpec, config: EngineConfig) -> None:
-    with pytest.raises(ConfigError, match="--max-batch-total-tokens"):
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        (EngineConfig(), "raise --kv-cache-memory-fraction"),
+        (EngineConfig(max_batch_total_tokens=3200), "--max-batch-total-tokens 3200: .* lower it"),
+        (EngineConfig(max_batch_total_tokens=32, max_total_tokens=33), "--max-total-tokens 33: the KV cache holds 32"),
+        (EngineConfig(max_total_tokens=257), "--max-total-tokens 257 is more than the model's context of 256"),
+        (EngineConfig(max_total_tokens=1), "--max-total-tokens 1: .* at least 2"),
+        (EngineConfig(max_batch_size=9, max_batch_prefill_tokens=8), "--max-batch-size 9 .* lower the one"),
+    ],
+)
+def test_sizes_that_cannot_be_had_say_what_to_do(spec: ModelSpec, config: EngineConfig, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
         choose_sizes(config, spec, block_bytes=1000, device=CPU, free_bytes=1500)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "tokens"),
+    [({}, 64, 512), ({"max_batch_size": 600}, 600, 600), ({"max_batch_prefill_tokens": 8}, 8, 8)],
+)
+def test_defaults_of_the_batch_give_way_to_flags(
+    spec: ModelSpec, flags: dict[str, int], size: int, tokens: int
+) -> None:
+    sizes = choose_sizes(EngineConfig(**flags), spec, 1000, CPU, free_bytes=10**9)
+    assert (sizes.max_num_sequences, sizes.max_batch_tokens) == (size, tokens)
 
 
 def test_the_cache_is_one_allocation() -> None:

@@ -24,7 +24,6 @@ from tokenwire_service.core.params import Request, SamplingParams, StoppingParam
 from tokenwire_service.engine.engine import Commands, Engine
 from tokenwire_service.runner.executor import Executor, LocalExecutor
 from tokenwire_service.runner.worker import Worker
-from tokenwire_service.scheduling.limits import SchedulerLimits
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import SilentProgress
 from tokenwire_service.weights.resolved import GenerationDefaults, ModelKind, ResolvedModel
@@ -100,16 +99,7 @@ class LocalEngine:
     """An Engine whose inbox is a list and whose events gather in `events`."""
 
     def __init__(self, worker: Worker, executor: Executor | None = None, *, prefix_caching: bool = True) -> None:
-        sizes = worker.sizes
-        limits = SchedulerLimits(
-            num_blocks=sizes.num_blocks,
-            block_size=sizes.block_size,
-            max_num_sequences=sizes.max_num_sequences,
-            max_batch_prefill_tokens=sizes.max_batch_tokens,
-            max_total_tokens=sizes.max_total_tokens,
-            prefix_caching=prefix_caching,
-        )
-        self.scheduler = Scheduler(limits)
+        self.scheduler = Scheduler(worker.sizes.scheduler_limits(prefix_caching=prefix_caching))
         self.stats = EngineStats()
         self.events: dict[str, list[EngineEvent]] = defaultdict(list)
         self._messages: list[Commands] = []

@@ -22,7 +22,6 @@ from tokenwire_service.engine.inbox import Outbox, SocketInbox
 from tokenwire_service.errors import StartupError
 from tokenwire_service.runner.executor import LocalExecutor
 from tokenwire_service.runner.worker import Worker
-from tokenwire_service.scheduling.limits import SchedulerLimits
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import CallbackTask, ProgressTask
 
@@ -66,7 +65,8 @@ def _load(
     try:
         resolved, dtype, config = configure_from_pb(configuration)
         worker = Worker(resolved, dtype, config, _SocketProgress(outbox))
-        return worker, _scheduler(worker, resolved.model_id, config.prefix_caching), _info(worker, config.num_shard)
+        limits = worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching)
+        return worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config.num_shard)
     except StartupError as error:
         failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))
     except Exception as error:
@@ -77,19 +77,6 @@ def _load(
         )
     outbox.send(pb.EngineMessage(startup_failure=failure))
     return None
-
-
-def _scheduler(worker: Worker, model_name: str, prefix_caching: bool) -> Scheduler:
-    sizes = worker.sizes
-    limits = SchedulerLimits(
-        num_blocks=sizes.num_blocks,
-        block_size=sizes.block_size,
-        max_num_sequences=sizes.max_num_sequences,
-        max_batch_prefill_tokens=sizes.max_batch_tokens,
-        max_total_tokens=sizes.max_total_tokens,
-        prefix_caching=prefix_caching,
-    )
-    return Scheduler(limits, model_name=model_name)
 
 
 def _info(worker: Worker, num_shards: int) -> EngineInfo:

@@ -52,7 +52,8 @@ class SlotSampling:
 class SamplingRows:
     """Columns are indexed by slot."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self.needs = np.zeros(slots, dtype=np.int64)
         """Need flags."""
         self.temperature = np.ones(slots, dtype=np.float32)
@@ -88,7 +89,9 @@ class SamplingRows:
         self.presence[slot] = params.presence_penalty
         self.frequency[slot] = params.frequency_penalty
         self.context_frequency[slot] = params.context_frequency_penalty
-        num_masked = max(0, join.min_tokens - len(generated)) if join.end_token_ids else 0
+        # A model may name end tokens it has no row for; there is nothing to mask then.
+        end_token_ids = [token_id for token_id in join.end_token_ids if token_id < self._vocab_size]
+        num_masked = max(0, join.min_tokens - len(generated)) if end_token_ids else 0
         self.needs[slot] = _needs(params, num_masked=num_masked, logprobs=join.logprobs is not None)
         self._details[slot] = SlotSampling(
             params=params,
@@ -98,7 +101,7 @@ class SamplingRows:
             bias_token_ids=np.array([token_id for token_id, _ in params.logit_bias], dtype=np.int64),
             bias_values=np.array([value for _, value in params.logit_bias], dtype=np.float32),
             allowed_token_ids=np.array(params.allowed_token_ids, dtype=np.int64),
-            end_token_ids=np.array(join.end_token_ids, dtype=np.int64),
+            end_token_ids=np.array(end_token_ids, dtype=np.int64),
             num_masked=num_masked,
         )
 

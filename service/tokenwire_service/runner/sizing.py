@@ -9,6 +9,7 @@ import torch
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.errors import ConfigError
 from tokenwire_service.models.spec import ModelSpec
+from tokenwire_service.scheduling.limits import SchedulerLimits
 
 _MAX_TOTAL_TOKENS_ON_CPU = 8192
 
@@ -20,39 +21,98 @@ class EngineSizes:
     num_blocks: int
     block_size: int
     max_num_sequences: int
-    """Slots."""
+    """Slots; no more than `max_batch_tokens`, so that each has its token in every step."""
     max_batch_tokens: int
     """Tokens computed in one step at most."""
     max_total_tokens: int
     """Longest sequence; one fits the cache."""
+    vocab_size: int
+    """Rows of the embedding."""
 
     @property
     def max_blocks_per_sequence(self) -> int:
         return -(-self.max_total_tokens // self.block_size)
 
+    def scheduler_limits(self, *, prefix_caching: bool) -> SchedulerLimits:
+        """These sizes as the scheduler's limits."""
+        return SchedulerLimits(
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            max_num_sequences=self.max_num_sequences,
+            max_batch_prefill_tokens=self.max_batch_tokens,
+            max_total_tokens=self.max_total_tokens,
+            prefix_caching=prefix_caching,
+            vocab_size=self.vocab_size,
+        )
+
 
 def choose_sizes(
     config: EngineConfig, spec: ModelSpec, block_bytes: int, device: torch.device, free_bytes: int
 ) -> EngineSizes:
-    """`block_bytes` is what one KV block takes over all layers of this rank. Raises ConfigError when nothing fits."""
+    """`block_bytes` is what one KV block takes over all layers of this rank.
+
+    Raises ConfigError when memory is short, and for a flag that cannot be honoured as it was given.
+    """
     on_cpu = device.type == "cpu"
-    block_size = config.block_size
-    max_num_sequences = config.max_batch_size or (64 if on_cpu else 256)
-    longest = config.max_total_tokens or (_MAX_TOTAL_TOKENS_ON_CPU if on_cpu else spec.max_position_embeddings)
-    longest = min(longest, spec.max_position_embeddings)
-    useful = max_num_sequences * -(-longest // block_size)
-    num_blocks = -(-config.max_batch_total_tokens // block_size)
-    if num_blocks == 0:
-        num_blocks = min(useful, int(free_bytes * config.kv_cache_memory_fraction) // block_bytes)
-    if num_blocks * block_bytes > free_bytes or num_blocks < 1:
+    max_num_sequences, max_batch_tokens = _batch(config, on_cpu)
+    longest = _longest(config, spec, on_cpu)
+    useful = max_num_sequences * -(-longest // config.block_size)
+    num_blocks = _num_blocks(config, useful, block_bytes, free_bytes)
+    num_cached_tokens = num_blocks * config.block_size
+    if config.max_total_tokens > num_cached_tokens:
         raise ConfigError(
-            f"the KV cache does not fit: {max(num_blocks, 1)} blocks of {block_bytes} bytes, {free_bytes} bytes free; "
-            "lower --max-batch-total-tokens or give the process more memory"
+            f"--max-total-tokens {config.max_total_tokens}: the KV cache holds {num_cached_tokens} tokens; lower it, "
+            "raise --max-batch-total-tokens, or give the process more memory"
         )
     return EngineSizes(
         num_blocks=num_blocks,
-        block_size=block_size,
+        block_size=config.block_size,
         max_num_sequences=max_num_sequences,
-        max_batch_tokens=config.max_batch_prefill_tokens or (512 if on_cpu else 8192),
-        max_total_tokens=min(longest, num_blocks * block_size),
+        max_batch_tokens=max_batch_tokens,
+        max_total_tokens=min(longest, num_cached_tokens),
+        vocab_size=spec.vocab_size,
     )
+
+
+def _batch(config: EngineConfig, on_cpu: bool) -> tuple[int, int]:
+    """Sequences running at once, and tokens computed in one step. A default gives way to what was asked for."""
+    size, tokens = config.max_batch_size, config.max_batch_prefill_tokens
+    if tokens and size > tokens:
+        raise ConfigError(
+            f"--max-batch-size {size} is more than --max-batch-prefill-tokens {tokens}: every running sequence takes a "
+            "token of each step; lower the one or raise the other"
+        )
+    tokens = tokens or max(512 if on_cpu else 8192, size)
+    return size or min(64 if on_cpu else 256, tokens), tokens
+
+
+def _longest(config: EngineConfig, spec: ModelSpec, on_cpu: bool) -> int:
+    asked, context = config.max_total_tokens, spec.max_position_embeddings
+    if asked > context:
+        raise ConfigError(
+            f"--max-total-tokens {asked} is more than the model's context of {context} tokens; lower it or leave it out"
+        )
+    if asked == 1:
+        raise ConfigError("--max-total-tokens 1: a sequence has a prompt and an answer; give at least 2")
+    return asked or (min(context, _MAX_TOTAL_TOKENS_ON_CPU) if on_cpu else context)
+
+
+def _num_blocks(config: EngineConfig, useful: int, block_bytes: int, free_bytes: int) -> int:
+    asked = -(-config.max_batch_total_tokens // config.block_size)
+    if asked * block_bytes > free_bytes:
+        raise ConfigError(
+            f"--max-batch-total-tokens {config.max_batch_total_tokens}: a KV cache of that many tokens takes "
+            f"{_mib(asked * block_bytes)}, {_mib(free_bytes)} are free; lower it, or give the process more memory"
+        )
+    num_blocks = asked or min(useful, int(free_bytes * config.kv_cache_memory_fraction) // block_bytes)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"no room for a KV cache: one block of {config.block_size} tokens takes {_mib(block_bytes)}, and "
+            f"{_mib(free_bytes)} are free, of which it gets {config.kv_cache_memory_fraction:g}; give the process more "
+            "memory, or raise --kv-cache-memory-fraction"
+        )
+    return num_blocks
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 20):.1f} MiB"

@@ -21,7 +21,7 @@ class SlotState:
         self.num_prompt_tokens = np.zeros(slots, dtype=np.int64)
         self.block_tables = np.zeros((slots, sizes.max_blocks_per_sequence), dtype=np.int32)
         self.num_blocks = np.zeros(slots, dtype=np.int64)
-        self.sampling = SamplingRows(slots)
+        self.sampling = SamplingRows(slots, vocab_size)
         self._vocab_size = vocab_size
 
     def apply(self, output: SchedulerOutput) -> None:

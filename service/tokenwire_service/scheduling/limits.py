@@ -24,6 +24,8 @@ class SchedulerLimits:
     prefix_caching: bool = True
     ageing_interval_s: float = 5.0
     """A waiting request gains one level of priority in each interval."""
+    vocab_size: int = 1 << 31
+    """Rows of the model's embedding: every token id of a request is less."""
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens"):
@@ -50,6 +52,7 @@ class SchedulerLimits:
             raise InvalidParameterError.at("stopping.max_tokens", "must be >= 1")
         if request.num_candidates < 1:
             raise InvalidParameterError.at("sampling.candidate_count", "must be >= 1")
+        self._check_token_ids(request)
         longest = self.max_sequence_tokens
         if num_prompt + max_tokens > longest:
             raise InvalidParameterError.at(
@@ -57,3 +60,19 @@ class SchedulerLimits:
                 f"prompt ({num_prompt} tokens) and max_tokens ({max_tokens}) exceed the longest sequence "
                 f"({longest} tokens); shorten one of them",
             )
+
+    def _check_token_ids(self, request: Request) -> None:
+        """A tokenizer may know tokens the model has no row for; one such id would fail everybody's step."""
+        sampling = request.sampling
+        named = {
+            "prompt": request.prompt_token_ids,
+            "sampling.logit_bias": [token_id for token_id, _ in sampling.logit_bias],
+            "sampling.allowed_token_ids": sampling.allowed_token_ids,
+            "output.logprobs.token_ids": request.logprobs.token_ids if request.logprobs else (),
+            "output.prompt_logprobs.token_ids": request.prompt_logprobs.token_ids if request.prompt_logprobs else (),
+        }
+        for field, token_ids in named.items():
+            if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:
+                raise InvalidParameterError.at(
+                    field, f"holds token id {max(token_ids)}; the model's are less than {self.vocab_size}"
+                )
