@@ -87,7 +87,7 @@ class Request:
     sampling: SamplingParams
     stopping: StoppingParams
     num_candidates: int = 1
-    """Independent continuations; candidate i draws from the RNG keyed by (seed, i, position)."""
+    """Independent continuations; candidate i draws at each position from philox with key seed, counter (position, i)."""
     logprobs: LogprobsParams | None = None
     prompt_logprobs: LogprobsParams | None = None
     priority: int = 0

@@ -25,7 +25,7 @@ class SlotJoin:
     """Blocks it owns at entry (prefix-cache hits included)."""
     sampling: SamplingParams
     candidate_index: int
-    """Second word of the RNG key: candidate i draws from philox(seed, i, position)."""
+    """Second word of the RNG counter, after the position; the seed is the key (see kernels/sample/philox.py)."""
     end_token_ids: tuple[int, ...]
     """Masked while fewer than min_tokens were generated."""
     min_tokens: int
