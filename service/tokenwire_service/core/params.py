@@ -87,7 +87,7 @@ class Request:
     sampling: SamplingParams
     stopping: StoppingParams
     num_candidates: int = 1
-    """Independent continuations; candidate i draws at each position from philox with key seed, counter (position, i)."""
+    """Independent continuations; candidate i draws by the RNG of key `seed` and counter (position, i)."""
     logprobs: LogprobsParams | None = None
     prompt_logprobs: LogprobsParams | None = None
     priority: int = 0
