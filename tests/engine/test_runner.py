@@ -17,7 +17,7 @@ from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.runner.forward_batch import build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.logprobs import score_tokens
-from tokenwire_service.runner.memory import free_memory_bytes
+from tokenwire_service.runner.machine import free_memory_bytes, usable_cores
 from tokenwire_service.runner.sampler import Sampler
 from tokenwire_service.runner.sizing import EngineSizes, choose_sizes
 from tokenwire_service.runner.slots import SlotState
@@ -210,3 +210,29 @@ def test_free_memory_heeds_the_container(tmp_path: Path) -> None:
 
 def test_free_memory_of_this_machine() -> None:
     assert 1 << 20 < free_memory_bytes(CPU) < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 3),
+        ({"cpu.max": "5000 100000"}, 1),
+        ({"pod/cpu.max": "200000 100000", "cpu.max": "400000 100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 6),
+        ({"cpu.max": "nonsense"}, 8),
+    ],
+)
+def test_usable_cores_heed_the_containers_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/pod\n")
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert usable_cores(tmp_path) == cores

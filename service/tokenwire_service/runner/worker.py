@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from tokenwire_service.models.loading import load_weights
 from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
-from tokenwire_service.runner.memory import free_memory_bytes
+from tokenwire_service.runner.machine import free_memory_bytes, usable_cores
 from tokenwire_service.runner.model_runner import ModelRunner
 from tokenwire_service.runner.sizing import EngineSizes, choose_sizes
 from tokenwire_service.runner.slots import SlotState
@@ -52,7 +51,7 @@ class Worker:
         progress: Progress,
         group: TensorParallelGroup | None = None,
     ) -> None:
-        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(config.num_threads or usable_cores())
         spec = read_spec(resolved.config)
         tensors = _Counted()
         self._dtype = choose_dtype(dtype)

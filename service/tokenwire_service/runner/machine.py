@@ -1,7 +1,9 @@
-"""How much memory is free, as the operating system and the container's limits say."""
+"""What this process may take of the machine: free memory and cores, the container's limits included."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +17,24 @@ def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return min(_meminfo_available(root), _cgroup_available(root))
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores this process may keep busy: threads beyond a container's CPU quota only make it stand still longer."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quotas = [_cpu_quota(directory / "cpu.max") for directory in _cgroup_v2_directories(root)]
+    v1 = root / "sys/fs/cgroup/cpu"
+    quotas.append(_cpu_quota(v1 / "cpu.cfs_quota_us", v1 / "cpu.cfs_period_us"))
+    return max(1, min(cores, *quotas))
+
+
+def _cpu_quota(*files: Path) -> int:
+    """Whole cores, rounded up, of a quota and its period in microseconds; huge when there is no quota."""
+    try:
+        quota, period = " ".join(path.read_text() for path in files).split()
+        return _UNLIMITED if quota in ("max", "-1") else -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return _UNLIMITED
 
 
 def _meminfo_available(root: Path) -> int:
