@@ -20,7 +20,8 @@ _RANGES = MappingProxyType(
         "top_p": (0.0, 1.0),
         "min_p": (0.0, 1.0),
         "typical_p": (0.0, 1.0),
-        "repetition_penalty": (0.0, math.inf),
+        # Logits are divided by it.
+        "repetition_penalty": (0.001, 100.0),
     }
 )
 

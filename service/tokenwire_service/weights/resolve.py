@@ -44,16 +44,19 @@ def resolve_model(
 def _resolve(model: ModelConfig, progress: Progress, cache_root: Path, endpoint: str | None) -> ResolvedModel:
     model_id = model.model_id
     if model_id == EMBEDDED_MODEL_ID:
+        _refuse_revision(model)
         path = embedded_gguf(cache_root, progress)
         return resolve_gguf(
             path, cache_root, progress, model_id=model_id, kind=ModelKind.EMBEDDED, revision=GGUF_SHA256
         )
     path = Path(model_id).expanduser()
     if path.is_dir():
+        _refuse_revision(model)
         return resolve_directory(path, cache_root, model_id=model_id)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelResolutionError(f"{model_id}: no such file")
+        _refuse_revision(model)
         return resolve_gguf(path, cache_root, progress, model_id=model_id)
     if path.is_file():
         raise ModelResolutionError(f"{model_id}: a file, but not a .gguf one; give the directory it is in")
@@ -64,6 +67,14 @@ def _resolve(model: ModelConfig, progress: Progress, cache_root: Path, endpoint:
 
     directory, commit = download(model, progress, endpoint)
     return resolve_directory(directory, cache_root, model_id=model_id, kind=ModelKind.HUB, revision=commit)
+
+
+def _refuse_revision(model: ModelConfig) -> None:
+    if model.revision:
+        raise ConfigError(
+            f"--revision {model.revision}: only models from the Hub have revisions, and {model.model_id} is none; "
+            "leave it out (or unset REVISION)"
+        )
 
 
 def _replacement_templates(name: str) -> dict[str, str]:

@@ -107,6 +107,7 @@ def test_generation_defaults(model_dir: Path, resolve: Any) -> None:
     [
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 2.5}, "top_k"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
@@ -234,3 +235,11 @@ def test_paths_that_are_not_there(resolve: Any, name: str, message: str) -> None
 def test_a_file_of_another_kind(resolve: Any, model_dir: Path) -> None:
     with pytest.raises(ModelResolutionError, match="give the directory it is in"):
         resolve(model_dir / WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "model", "model.gguf"])
+def test_a_revision_of_what_has_none_is_refused(model_dir: Path, name: str) -> None:
+    (model_dir.parent / "model.gguf").write_bytes(b"GGUF")
+    model_id = name if name.startswith("smol") else str(model_dir.parent / name)
+    with pytest.raises(ConfigError, match="--revision v2: only models from the Hub have revisions"):
+        resolve_model(ModelConfig(model_id=model_id, revision="v2"), cache_root=model_dir.parent / "cache")
