@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.support.checkpoints import reference_logits
-from tests.support.local_engine import VOCAB_SIZE, Answer, LocalEngine, make_request
+from tests.support.local_engine import TINY_LIMITS, VOCAB_SIZE, Answer, LocalEngine, load_tiny_worker, make_request
 from tokenwire_service.core.events import Completed, Failed, FailureReason, FinishReason, TokensGenerated
 from tokenwire_service.core.params import LogprobsParams, Request, SamplingParams, StoppingParams
 from tokenwire_service.runner.worker import Worker
+from tokenwire_service.weights.progress import SilentProgress
 from tokenwire_service.weights.resolved import ResolvedModel
 
 
@@ -85,9 +86,23 @@ def test_a_preempted_sequence_goes_on_as_if_nothing_happened(tiny_model: Resolve
 
 
 def _crowded_engine(tiny_model: ResolvedModel) -> LocalEngine:
-    from tests.support.local_engine import TINY_LIMITS, load_tiny_worker
-
     return LocalEngine(load_tiny_worker(tiny_model, dataclasses.replace(TINY_LIMITS, max_batch_total_tokens=320)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_lower_precision_generates_and_says_once_that_it_is_slow(
+    tiny_model: ResolvedModel, engine: LocalEngine, caplog: pytest.LogCaptureFixture, dtype: str
+) -> None:
+    worker = Worker(tiny_model, dtype, TINY_LIMITS, SilentProgress())
+    assert (worker.facts.dtype, worker.facts.attention_backend) == (dtype, "torch")
+    prompts = {f"r{length}": prompt_of(length, length) for length in (1, 17, 70)}
+    rough = LocalEngine(worker).run(*(make_request(name, prompt, 8) for name, prompt in prompts.items()))
+    exact = engine.run(*(make_request(name, prompt, 1) for name, prompt in prompts.items()))
+    for name in prompts:
+        assert len(rough[name].tokens[0]) == 8
+        assert rough[name].tokens[0][:1] == exact[name].tokens[0]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"--dtype {dtype} has no native CPU kernels: generation will be many times slower"]
 
 
 def test_a_seed_repeats_and_another_does_not(engine: LocalEngine) -> None:

@@ -89,6 +89,14 @@ def test_lower_precision_runs(backends: dict[str, Backend]) -> None:
     assert 0 < (rough - exact).abs().max() < 0.2 * exact.abs().max()
 
 
+def test_values_beyond_float16_are_refused_by_name() -> None:
+    tensors = random_tensors(spec := spec_of())
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 70_000.0
+    load(spec, tensors, torch.bfloat16)
+    with pytest.raises(WeightsError, match=r"'model\.layers\.1\.mlp\.up_proj\.weight' has values beyond .* --dtype"):
+        load(spec, tensors, torch.float16)
+
+
 def test_every_missing_tensor_is_found() -> None:
     spec = spec_of(num_hidden_layers=1, attention_bias=True)
     whole = random_tensors(spec)

@@ -82,8 +82,9 @@ class _Loader:
     def _allocate(self, parameter: Parameter) -> Tensor:
         rows = sum(self._rows(part) for part in parameter.parts)
         shape = (rows, *(self._columns(parameter.parts[0])))
-        # Zeros, not empty: what no rank's part covers (padding of the vocabulary, another rank's bias) stays zero.
-        return torch.zeros(shape, dtype=self._dtype, device=self._backend.device)
+        # One rank's parts cover everything. Of several, padding of the vocabulary and another rank's bias stay zero.
+        make = torch.empty if self._group.size == 1 else torch.zeros
+        return make(shape, dtype=self._dtype, device=self._backend.device)
 
     def _copy(self, parameter: Parameter, part: Part, tensor: Tensor, whole: Tensor) -> None:
         before = parameter.parts[: parameter.parts.index(part)]
@@ -91,7 +92,12 @@ class _Loader:
         piece = tensor[self._local(part)]
         if part.cut is Cut.COLUMNS:
             piece = piece[:, self._group.split(part.shape[1])]
-        whole[offset : offset + len(piece)].copy_(piece)
+        target = whole[offset : offset + len(piece)]
+        target.copy_(piece)
+        if self._dtype is torch.float16 and not target.isfinite().all():
+            raise WeightsError(
+                f"tensor '{part.name}' has values beyond float16's range; use --dtype float32 or bfloat16"
+            )
 
     def _store(self, parameter: Parameter, whole: Tensor) -> None:
         if parameter.use is Use.LINEAR:

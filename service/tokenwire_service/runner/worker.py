@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from tokenwire_service.weights.progress import Progress
 from tokenwire_service.weights.resolved import ResolvedModel
 from tokenwire_service.weights.stream import stream_tensors
 
+_LOG = logging.getLogger(__name__)
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 )
@@ -59,6 +61,8 @@ class Worker:
             spec, tensors.count(stream_tensors(resolved, progress)), self._dtype, group or TensorParallelGroup()
         )
         self._num_parameters = tensors.num_elements
+        if self._decoder.backend.device.type == "cpu" and self._dtype is not torch.float32:
+            _LOG.warning("--dtype %s has no native CPU kernels: generation will be many times slower", dtype)
         self.sizes = self._choose_sizes(config, spec)
         """What the scheduler must work within."""
         self._runner = self._make_runner(spec)
