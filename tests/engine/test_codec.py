@@ -80,7 +80,7 @@ def test_configuration() -> None:
 
 
 def test_snapshots() -> None:
-    info = EngineInfo("float32", "cpu", 1, 2, 3, 4, 5, "q", "native")
+    info = EngineInfo("float32", "cpu", 1, 2, 3, 4, 5, 6, 7, "q", "native")
     stats = EngineStats(*range(1, 14), step_time_s=0.5)
     assert codec.info_from_pb(codec.info_to_pb(info)) == info
     assert codec.stats_from_pb(codec.stats_to_pb(stats)) == stats

@@ -77,7 +77,9 @@ async def test_a_life_over_the_wire(tiny_model: ResolvedModel, tiny_worker: Work
     await starting
     assert phases[0][1] == 0.0
     assert phases[-1][1] == 1.0
-    assert (client.info.dtype, client.info.num_blocks, client.info.max_total_tokens) == ("float32", 128, 256)
+    info = client.info
+    assert (info.dtype, info.num_blocks, info.max_total_tokens) == ("float32", 128, 256)
+    assert (info.max_batch_size, info.max_batch_prefill_tokens) == (16, 48)
 
     # The same id many times over: what callers choose is theirs.
     requests = [

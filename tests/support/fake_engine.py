@@ -160,7 +160,7 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("float32", "cpu", 1, 100, 32, 256, 1_000, "", "reference")
+        return EngineInfo("float32", "cpu", 1, 100, 32, 256, 8, 64, 1_000, "", "reference")
 
     async def wait_state_change(self, seen: EngineState) -> EngineState:
         while self._state is seen:

@@ -19,7 +19,7 @@ from tokenwire_service.app.progress import PhaseProgress, choose_progress
 from tokenwire_service.app.served_model import load_text_parts, served_model
 from tokenwire_service.app.signals import StopSignals
 from tokenwire_service.app.threads import in_daemon_thread
-from tokenwire_service.config import Config, EngineConfig, FrontendConfig
+from tokenwire_service.config import Config, FrontendConfig
 from tokenwire_service.engine.client import EngineInfo, EngineState
 from tokenwire_service.engine.process_client import ProcessEngineClient
 from tokenwire_service.errors import StartupError
@@ -138,7 +138,7 @@ class Service:
         model = served_model(config, resolved, text, engine.info, time.time())
         self._recorder.default_model = model.name
         self._recorder.attach_engine(lambda: (engine.stats, engine.state))
-        self._serving.set_engine(engine, batch_limits(config.engine, engine.info))
+        self._serving.set_engine(engine, batch_limits(engine.info))
         self._serving.set_model(model)
         if self._companion is not None:
             await self._companion.listening()
@@ -210,13 +210,9 @@ class Service:
         log.info("%s after %.2f s", event, time.monotonic() - self._started_at)
 
 
-def batch_limits(config: EngineConfig, info: EngineInfo) -> BatchLimits:
-    """The sizes the engine chose where the flags left it the choice."""
-    on_cpu = info.device == "cpu"
-    return BatchLimits(
-        max_batch_size=config.max_batch_size or (64 if on_cpu else 256),
-        max_batch_prefill_tokens=config.max_batch_prefill_tokens or (512 if on_cpu else 8192),
-    )
+def batch_limits(info: EngineInfo) -> BatchLimits:
+    """The sizes the engine chose."""
+    return BatchLimits(max_batch_size=info.max_batch_size, max_batch_prefill_tokens=info.max_batch_prefill_tokens)
 
 
 def cache_root(environ: Mapping[str, str]) -> Path | None:

@@ -31,6 +31,10 @@ class EngineInfo:
     block_size: int
     max_total_tokens: int
     """Longest sequence the engine takes: the least of the model's context, the flag, and what the cache holds."""
+    max_batch_size: int
+    """Sequences running at once."""
+    max_batch_prefill_tokens: int
+    """Tokens computed in one step at most."""
     num_parameters: int
     quantization: str
     """Empty when weights are held in `dtype`."""

@@ -88,6 +88,8 @@ def _info(worker: Worker, num_shards: int) -> EngineInfo:
         num_blocks=sizes.num_blocks,
         block_size=sizes.block_size,
         max_total_tokens=sizes.max_total_tokens,
+        max_batch_size=sizes.max_num_sequences,
+        max_batch_prefill_tokens=sizes.max_batch_tokens,
         num_parameters=facts.num_parameters,
         quantization="",
         attention_backend=facts.attention_backend,

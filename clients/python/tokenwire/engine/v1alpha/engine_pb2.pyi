@@ -623,6 +623,8 @@ class Ready(message.Message):
     NUM_BLOCKS_FIELD_NUMBER: builtins.int
     BLOCK_SIZE_FIELD_NUMBER: builtins.int
     MAX_TOTAL_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_BATCH_SIZE_FIELD_NUMBER: builtins.int
+    MAX_BATCH_PREFILL_TOKENS_FIELD_NUMBER: builtins.int
     NUM_PARAMETERS_FIELD_NUMBER: builtins.int
     QUANTIZATION_FIELD_NUMBER: builtins.int
     ATTENTION_BACKEND_FIELD_NUMBER: builtins.int
@@ -638,6 +640,10 @@ class Ready(message.Message):
     """Tokens in one block."""
     max_total_tokens: builtins.int
     """Longest sequence taken."""
+    max_batch_size: builtins.int
+    """Sequences running at once."""
+    max_batch_prefill_tokens: builtins.int
+    """Tokens computed in one step at most."""
     num_parameters: builtins.int
     """Parameters of the model."""
     quantization: builtins.str
@@ -653,13 +659,15 @@ class Ready(message.Message):
         num_blocks: builtins.int = ...,
         block_size: builtins.int = ...,
         max_total_tokens: builtins.int = ...,
+        max_batch_size: builtins.int = ...,
+        max_batch_prefill_tokens: builtins.int = ...,
         num_parameters: builtins.int = ...,
         quantization: builtins.str = ...,
         attention_backend: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attention_backend", b"attention_backend", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "max_total_tokens", b"max_total_tokens", "num_blocks", b"num_blocks", "num_parameters", b"num_parameters", "num_shards", b"num_shards", "quantization", b"quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attention_backend", b"attention_backend", "block_size", b"block_size", "device", b"device", "dtype", b"dtype", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_total_tokens", b"max_total_tokens", "num_blocks", b"num_blocks", "num_parameters", b"num_parameters", "num_shards", b"num_shards", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
