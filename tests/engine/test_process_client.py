@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -190,6 +191,20 @@ async def test_bad_weights_end_the_start_with_their_line(tiny_model: ResolvedMod
         await client.wait_stopped()
     await client.close()
     assert client.pid is None
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 1), ("error", 0)])
+async def test_the_engine_logs_as_it_is_told(
+    tiny_model: ResolvedModel, capfd: pytest.CaptureFixture[str], level: str, lines: int
+) -> None:
+    client = ProcessEngineClient(tiny_model, "bfloat16", TINY_LIMITS, log_level=level, json_output=True)
+    await client.start()
+    await client.close()
+    entries = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert len(entries) == lines
+    for entry in entries:
+        assert (entry["level"], entry["logger"]) == ("warning", "tokenwire_service.runner.worker")
+        assert "bfloat16" in entry["message"]
 
 
 async def test_closing_while_loading(tiny_model: ResolvedModel) -> None:

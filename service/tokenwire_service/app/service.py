@@ -130,7 +130,13 @@ class Service:
         self._mark("model found")
         phases = PhaseProgress(self._progress, self._serving.set_progress)
         engine = self._engine = ProcessEngineClient(
-            resolved, config.model.dtype, config.engine, logger=log, on_load=phases.report
+            resolved,
+            config.model.dtype,
+            config.engine,
+            logger=log,
+            on_load=phases.report,
+            log_level=config.frontend.log_level,
+            json_output=config.frontend.json_output,
         )
         text, _ = await asyncio.gather(in_daemon_thread(partial(load_text_parts, resolved)), engine.start())
         phases.close()

@@ -1,1 +1,1 @@
-"""Values shared by every layer: no behaviour, no third-party imports."""
+"""What every layer shares, without third-party imports: values without behaviour, and the lines of the log."""

@@ -29,12 +29,13 @@ class EngineProcess(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def spawn(cls, receive: Receive) -> EngineProcess:
+    async def spawn(cls, receive: Receive, *, log_level: str, json_output: bool) -> EngineProcess:
         """Start a process that waits for its configuration; `receive` gets its messages in order."""
+        log_arguments = [log_level, "json"] if json_output else [log_level]
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                popen = _start(theirs.fileno())
+                popen = _start(theirs.fileno(), log_arguments)
             ours.setblocking(False)
             process = cls(popen, receive)
             await asyncio.get_running_loop().create_unix_connection(lambda: process, sock=ours)
@@ -83,8 +84,7 @@ class EngineProcess(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-def _start(fd: int) -> subprocess.Popen[bytes]:
+def _start(fd: int, log_arguments: list[str]) -> subprocess.Popen[bytes]:
     """In a session of its own: the terminal's Ctrl-C is the frontend's to handle."""
-    return subprocess.Popen(
-        [sys.executable, "-m", _MODULE, str(fd)], stdin=subprocess.DEVNULL, pass_fds=(fd,), start_new_session=True
-    )
+    command = [sys.executable, "-m", _MODULE, str(fd), *log_arguments]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(fd,), start_new_session=True)

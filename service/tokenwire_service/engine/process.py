@@ -1,4 +1,4 @@
-"""The engine process: `python -m tokenwire_service.engine.process FD`, started by ProcessEngineClient.
+"""The engine process: `python -m tokenwire_service.engine.process FD LOG_LEVEL [json]`, started by ProcessEngineClient.
 
 FD is its end of a socket pair. It loads what the first message says, then steps until a stop message, or until the
 other end closes. Signals are the frontend's business: this process outlives them, so that the frontend can drain.
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tokenwire.engine.v1alpha import engine_pb2 as pb
+from tokenwire_service.core.logging import configure_logging
 from tokenwire_service.engine.client import EngineInfo
 from tokenwire_service.engine.codec import configure_from_pb, info_to_pb
 from tokenwire_service.engine.engine import Engine
@@ -25,16 +26,15 @@ from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import CallbackTask, ProgressTask
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s engine: %(message)s"
-
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 when asked to stop, 1 when loading failed or going on was pointless."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(format=_LOG_FORMAT, level=logging.INFO, stream=sys.stderr)
-    logger = logging.getLogger("tokenwire.engine")
-    connection = socket.socket(fileno=int(arguments[1]))
+    descriptor, log_level, *log_format = arguments[1:]
+    configure_logging(log_level, json_output=log_format == ["json"])
+    logger = logging.getLogger("tokenwire_service.engine")
+    connection = socket.socket(fileno=int(descriptor))
     inbox, outbox = SocketInbox(connection, logger), Outbox(connection)
     configuration = inbox.configuration()
     if configuration is None:

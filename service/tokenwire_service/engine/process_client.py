@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tokenwire.engine.v1alpha import engine_pb2 as pb
 from tokenwire_service import errors
@@ -59,12 +60,16 @@ class ProcessEngineClient:
         logger: logging.Logger | None = None,
         on_load: LoadCallback | None = None,
         restarts: RestartPolicy | None = None,
+        log_level: str = "info",
+        json_output: bool = False,
     ) -> None:
+        """`log_level` and `json_output` are the process's own logging; see core.logging."""
         self._configure = configure_to_pb(resolved, dtype, config)
         self._step_timeout_s = config.step_timeout_s
         self._logger = logger or logging.getLogger("tokenwire.engine.client")
         self._on_load = on_load
         self._restarts = restarts or RestartPolicy()
+        self._spawn = partial(EngineProcess.spawn, self._receive, log_level=log_level, json_output=json_output)
         self._correspondence = Correspondence(self._send)
         self._state = EngineState.LOADING
         self._changed = asyncio.Event()
@@ -177,7 +182,7 @@ class ProcessEngineClient:
 
     async def _run_process(self) -> int:
         """Start a process, follow it until its end or `close`, clean up after it; its exit status."""
-        process = self._process = await EngineProcess.spawn(self._receive)
+        process = self._process = await self._spawn()
         closing = asyncio.create_task(self._closing.wait())
         watcher = asyncio.create_task(self._watch(process))
         process.send(pb.FrontendMessage(configure=self._configure))
