@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -173,10 +174,10 @@ class ProcessEngineClient:
             if self._ready_since and time.monotonic() - self._ready_since >= self._restarts.healthy_s:
                 in_a_row = 0
             if self._info is None or in_a_row >= self._restarts.max_restarts:
-                raise errors.StartupError(f"the engine process ended with status {status}; its log says why")
+                raise errors.StartupError(f"the engine process {_told(status)}")
             delay_s = min(self._restarts.first_delay_s * 2**in_a_row, self._restarts.max_delay_s)
             in_a_row += 1
-            self._logger.error("the engine ended with status %d; starting it again in %.1f s", status, delay_s)
+            self._logger.error("the engine process %s; starting it again in %.1f s", _told(status), delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
@@ -241,6 +242,16 @@ class ProcessEngineClient:
             self._state = state
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+
+
+def _told(status: int) -> str:
+    """An exit status, for the operator."""
+    if status >= 0:
+        return f"ended with status {status}; its log says why"
+    told = f"was ended by signal {-status} ({signal.strsignal(-status)})"
+    if -status != signal.SIGKILL:
+        return told
+    return f"{told}; unless a line above says why, memory ran out: give it more, or lower --kv-cache-memory-fraction"
 
 
 def _startup_error(failure: pb.StartupFailure) -> errors.StartupError:
