@@ -68,6 +68,21 @@ def test_candidates_end_early_one_by_one(engine: LocalEngine) -> None:
     engine.assert_idle()
 
 
+def test_blocks_are_counted_once_when_nobody_waits(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[str] = []
+    monkeypatch.setattr(engine.scheduler, "check_integrity", lambda: counts.append("counted"))
+    engine.step()
+    engine.run(make_request("a", [5, 6], 3))
+    assert counts == []
+    engine.step()
+    engine.step()
+    assert counts == ["counted"]
+    engine.step(submissions=(make_request("b", [5, 6], 3),), closed=("b",))
+    assert counts == ["counted"]
+    engine.step()
+    assert counts == ["counted", "counted"]
+
+
 class Breaking(LocalExecutor):
     """Raises at the given steps (counted from its first), before or after it did the work."""
 

@@ -70,6 +70,7 @@ class Engine:
         self._refused: list[EngineEvent] = []
         self._failed_steps = 0
         self._made_step = False
+        self._checked = True
         self._stopping = False
 
     def run(self) -> None:
@@ -79,14 +80,22 @@ class Engine:
 
     def step(self) -> None:
         """Take in messages, plan a step, carry it out, tell what came of it."""
-        self._apply(self._inbox.drain(self._patience()))
+        batches = self._inbox.drain(self._patience())
+        self._apply(batches)
         output = self._scheduler.schedule(time.monotonic())
         result = self._execute(output)
         events = self._update(output, result)
         self._made_step = bool(output.scheduled)
         self._publish(events, self._scheduler.stats())
-        if events and not self._scheduler.has_work():
+        self._check_when_idle(idle=not (batches or events))
+
+    def _check_when_idle(self, *, idle: bool) -> None:
+        """Count every block once all is over and nobody came for a while: it takes milliseconds."""
+        if self._scheduler.has_work() or not idle:
+            self._checked = False
+        elif not self._checked:
             self._scheduler.check_integrity()
+            self._checked = True
 
     def _patience(self) -> float:
         """How long the inbox may keep the step waiting, in seconds."""
