@@ -19,9 +19,6 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 100000,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 
 
@@ -30,17 +27,14 @@ def test_smollm2() -> None:
     assert (spec.head_dim, spec.num_kv_heads, spec.num_layers) == (64, 3, 30)
     assert spec.rope.theta == 100000.0
     assert spec.tied_embeddings
-    assert spec.dtype == "bfloat16"
-    assert (spec.bos_token_id, spec.eos_token_ids) == (1, (2,))
     assert spec.windows == (None,) * 30
     assert not spec.qkv_bias
 
 
 def test_what_a_missing_field_means() -> None:
-    bare = {name: CONFIG[name] for name in CONFIG if name not in ("tie_word_embeddings", "eos_token_id", "rope_theta")}
+    bare = {name: CONFIG[name] for name in CONFIG if name not in ("tie_word_embeddings", "rope_theta")}
     spec = read_spec(bare)
     assert not spec.tied_embeddings
-    assert spec.eos_token_ids == ()
     assert spec.rope.theta == 10000.0
     mistral = read_spec({**bare, "architectures": ["MistralForCausalLM"]})
     assert mistral.windows == (4096,) * 30
@@ -51,10 +45,6 @@ def test_what_a_missing_field_means() -> None:
     qwen3 = read_spec({**bare, "architectures": ["Qwen3ForCausalLM"]})
     assert qwen3.head_dim == 128
     assert qwen3.qk_norm
-
-
-def test_several_end_tokens() -> None:
-    assert read_spec({**CONFIG, "eos_token_id": [5, 6]}).eos_token_ids == (5, 6)
 
 
 @pytest.mark.parametrize("architectures", [["GPT2LMHeadModel"], [], None, [""], [{"x": 1}]])
@@ -82,8 +72,6 @@ def test_an_unknown_architecture_lists_what_is_supported(architectures: object) 
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"head_dim": 7}, "head_dim"),
-        ({"eos_token_id": [1, "2"]}, "eos_token_id"),
-        ({"eos_token_id": -1}, "eos_token_id"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"rope_theta": 1.0}, "rope_theta"),

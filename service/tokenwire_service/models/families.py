@@ -134,25 +134,7 @@ def _common(
         mlp_bias=False,
         qk_norm=False,
         tied_embeddings=fields.flag("tie_word_embeddings", default_tied),
-        dtype=_dtype(fields),
-        bos_token_id=fields.integer("bos_token_id", low=0, high=MAX_VOCAB) if fields.has("bos_token_id") else None,
-        eos_token_ids=_eos_token_ids(fields),
     )
-
-
-def _dtype(fields: ConfigFields) -> str | None:
-    for name in ("dtype", "torch_dtype"):
-        if fields.has(name):
-            return fields.text(name).removeprefix("torch.")
-    return None
-
-
-def _eos_token_ids(fields: ConfigFields) -> tuple[int, ...]:
-    value = fields.raw("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= MAX_VOCAB for token in ids):
-        raise fields.error("eos_token_id", "must be a token id or a list of them")
-    return tuple(ids)
 
 
 def _qwen_windows(fields: ConfigFields, num_layers: int) -> tuple[int | None, ...]:

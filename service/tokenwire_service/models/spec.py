@@ -32,7 +32,3 @@ class ModelSpec:
     qk_norm: bool
     """Per-head RMSNorm of queries and keys before the rotation."""
     tied_embeddings: bool
-    dtype: str | None
-    """Type the checkpoint was written in, as config.json says ('bfloat16'); None when it does not."""
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenwire_service.core.events import TokenLogprob
+from tokenwire_service.kernels.gather_rows import gather_rows
 from tokenwire_service.models.decoder import Decoder
 from tokenwire_service.runner.forward_batch import ForwardBatch, build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache
@@ -52,7 +53,7 @@ class ModelRunner:
             return []
         rows = torch.from_numpy(batch.sampled_tokens).to(self._device)
         slots = batch.slots[batch.sampled_rows]
-        sampled = self._sampler.draw(self._decoder.logits(hidden[rows]), slots)
+        sampled = self._sampler.draw(self._decoder.logits(gather_rows(hidden, rows, self._decoder.backend)), slots)
         return list(zip(batch.sampled_rows.tolist(), self._keep(slots.tolist(), sampled), strict=True))
 
     def _keep(self, slots: list[int], sampled: Sampled) -> list[SlotResult]:
