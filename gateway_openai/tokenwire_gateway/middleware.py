@@ -21,6 +21,7 @@ from tokenwire_gateway.openai.errors import error_response as openai_error
 from tokenwire_gateway.tgi.errors import error_response as tgi_error
 
 _log = logging.getLogger("tokenwire_gateway")
+_access = logging.getLogger("tokenwire_gateway.access")
 _COMPLETIONS = "/v1/completions"
 
 
@@ -99,7 +100,7 @@ class Around:
             "failure": facts.failure,
         }
         level = logging.DEBUG if method == "GET" else logging.INFO
-        _log.log(level, "%s %s %d %.1f ms", method, route, facts.status, seconds * 1e3, extra=told)
+        _access.log(level, "rest", extra=told)
 
 
 def _route(scope: Scope) -> str:

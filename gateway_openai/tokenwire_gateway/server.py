@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import socket
 
 import uvicorn
 
 from tokenwire_gateway.app import create_app
 from tokenwire_gateway.config import GatewayConfig
 from tokenwire_gateway.observability import logs
+
+_log = logging.getLogger("tokenwire_gateway")
+
+
+class Server(uvicorn.Server):
+    """Says in one line where it listens and what it stands before."""
+
+    def __init__(self, settings: uvicorn.Config, target: str) -> None:
+        super().__init__(settings)
+        self._target = target
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind the port."""
+        await super().startup(sockets)
+        if self.started:
+            _log.info("REST on %s:%d for %s", self.config.host, self.config.port, self._target)
 
 
 def make_server(config: GatewayConfig) -> uvicorn.Server:
@@ -26,7 +44,7 @@ def make_server(config: GatewayConfig) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(config.graceful_termination_timeout_s)),
     )
-    return uvicorn.Server(settings)
+    return Server(settings, config.target)
 
 
 def run(config: GatewayConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -278,7 +280,25 @@ def test_command_line(service: ScriptedService, target: str) -> None:
         process.wait()
     assert said[0].endswith(b"data: [DONE]\n\n")
     assert process.returncode == 0
-    assert '"route": "/v1/chat/completions"' in log
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["message"].split()[0] for line in lines] == ["REST", "rest"]
+    assert (lines[1]["level"], lines[1]["route"], lines[1]["status"]) == ("info", "/v1/chat/completions", 200)
+
+
+def test_a_human_line_is_the_services() -> None:
+    from tokenwire_gateway.observability.logs import HumanFormatter
+
+    record = logging.makeLogRecord(
+        {
+            "name": "a.b",
+            "levelname": "INFO",
+            "msg": "two\nlines",
+            "created": 1795236076.145,
+            "msecs": 145,
+            "status": 200,
+        }
+    )
+    assert HumanFormatter().format(record) == "2026-11-21T04:41:16.145Z INFO    a.b: two\\nlines status=200"
 
 
 def _free_port() -> int:
