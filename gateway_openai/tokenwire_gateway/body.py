@@ -21,6 +21,7 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> dict[str, Any
     """The request's JSON object. Raises GatewayError 400, 408, 413 or 415, ClientDisconnect."""
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     _check_type(headers)
+    _check_encoding(headers)
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             raw = await _read(headers, receive, limit)
@@ -37,6 +38,13 @@ def _check_type(headers: dict[bytes, str]) -> None:
     shown = f"'{kind[:100]}'" if kind else "none"
     message = f"Content-Type must be application/json; given: {shown}."
     raise GatewayError(Problem(415, "UNSUPPORTED_MEDIA_TYPE", message))
+
+
+def _check_encoding(headers: dict[bytes, str]) -> None:
+    encoding = headers.get(b"content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        message = f"Content-Encoding '{encoding[:100]}' is not taken; send the body uncompressed."
+        raise GatewayError(Problem(415, "UNSUPPORTED_MEDIA_TYPE", message))
 
 
 async def _read(headers: dict[bytes, str], receive: Receive, limit: int) -> bytes:
@@ -76,8 +84,15 @@ def _parse(raw: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        message = f"The body is not valid JSON (in UTF-8, finite numbers only): {error.msg} at byte {error.pos}."
-        raise GatewayError(Problem(400, "INVALID_JSON", message)) from error
+        raise GatewayError(Problem(400, "INVALID_JSON", _what_is_wrong(raw, error))) from error
     if not isinstance(value, dict):
         raise GatewayError(Problem(400, "INVALID_JSON", "The body must be a JSON object."))
     return value
+
+
+def _what_is_wrong(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as undecodable:
+        return f"The body is not valid UTF-8: {undecodable.reason} at byte {undecodable.start}."
+    return f"The body is not valid JSON (finite numbers only): {error.msg} at character {error.pos}."

@@ -60,8 +60,20 @@ TGI: Mapping[str, str] = MappingProxyType(
 )
 
 
+_PHRASES: Mapping[str, str] = MappingProxyType(
+    {
+        "leave constraint out": "leave it out",
+        "use the unary call": "do without stream",
+        "use Generate with the prompt as text": "use /v1/completions with the prompt as text",
+    }
+)
+_ROLE = re.compile(r"\bROLE_([A-Z]+)\b")
+
+
 def rest_name(path: str, names: Mapping[str, str]) -> str:
     """The parameter that `path` came from: the longest known start is replaced, what follows it (`[3]`) stays."""
+    # REST has images and sound each under a name of its own; the part that holds them says enough.
+    path = path.removesuffix(".media")
     for known in sorted(names, key=len, reverse=True):
         if path == known:
             return names[known]
@@ -86,10 +98,13 @@ def renamed(problem: Problem, names: Mapping[str, str]) -> Problem:
 
 
 def _in_rest_words(violation: Violation, names: Mapping[str, str]) -> str:
-    """The description, where it speaks of other fields or of its own by their proto names, with REST names."""
-    told = violation.description
+    """The description, with REST names for the proto names and calls it speaks of."""
+    told = _ROLE.sub(lambda role: f"role {role[1].lower()}", violation.description)
+    for phrase, said in _PHRASES.items():
+        told = told.replace(phrase, said)
     for path, name in names.items():
         word = path.rpartition(".")[2]
-        if "_" in word or violation.field.startswith((path, f"{path}.")):
-            told = re.sub(rf"\b{word}\b(?! token)", name, told)
+        # Words without an underscore are plain English too.
+        if "_" in word:
+            told = re.sub(rf"\b{word}\b", name, told)
     return told

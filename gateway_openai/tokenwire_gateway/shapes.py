@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -12,6 +14,21 @@ from tokenwire_gateway.errors import GatewayError, Problem, Violation
 
 MAX_VIOLATIONS = 16
 _MAX_SHOWN = 100
+
+# In JSON's words where pydantic's are Python's.
+_WANTED: Mapping[str, str] = MappingProxyType(
+    {
+        "string_type": "must be a string",
+        "int_type": "must be an integer",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "list_type": "must be a list",
+        "dict_type": "must be an object",
+        "model_type": "must be an object",
+        "greater_than_equal": "must be at least {ge}",
+        "less_than_equal": "must be at most {le}",
+    }
+)
 
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -71,9 +88,11 @@ def _description(detail: ErrorDetails) -> str:
             return "missing; it is required"
         case "unsupported_parameter" | "value_error":
             return detail["msg"].removeprefix("Value error, ")
-    message = detail["msg"].removeprefix("Input ").replace("should ", "must ", 1)
-    shown = repr(detail["input"])
-    return f"{message}; given: {shown}" if len(shown) <= _MAX_SHOWN else message
+    limits = detail.get("ctx", {})
+    wanted = _WANTED.get(detail["type"], "").format_map(limits)
+    wanted = wanted or detail["msg"].removeprefix("Input ").replace("should ", "must ", 1)
+    shown = orjson.dumps(detail["input"], default=repr).decode()
+    return f"{wanted}; given: {shown}" if len(shown) <= _MAX_SHOWN else wanted
 
 
 def _path(body: dict[str, Any], detail: ErrorDetails) -> str:

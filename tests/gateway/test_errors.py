@@ -137,7 +137,18 @@ def test_words_of_the_contract_do_not_reach_rest(rest: Rest, service: ScriptedSe
     assert message == "best_of: is 1; must be at least n, 2"
     failing("constraint", "is off; leave constraint out")
     message = rest.post("/v1/chat/completions", CHAT).json()["error"]["message"]
-    assert message == "response_format: is off; leave response_format out"
+    assert message == "response_format: is off; leave it out"
+    failing("token_ids.ids[2]", "is 99; token ids must be less than 50")
+    message = rest.post("/v1/completions", {"prompt": [1, 2, 99]}).json()["error"]["message"]
+    assert message == "prompt[2]: is 99; token ids must be less than 50"
+    failing("messages[0].role", "tools are off; leave out messages with ROLE_TOOL")
+    message = rest.post("/v1/chat/completions", CHAT).json()["error"]["message"]
+    assert message == "messages[0].role: tools are off; leave out messages with role tool"
+    failing("messages[0].content[1].media", "this model takes text only")
+    assert rest.post("/v1/chat/completions", CHAT).json()["error"]["param"] == "messages[0].content[1]"
+    failing("sampling.best_of", "must equal candidate_count on a stream; use the unary call")
+    message = rest.post("/v1/completions", {"prompt": "x"}).json()["error"]["message"]
+    assert message == "best_of: must equal n on a stream; do without stream"
     failing("stopping.max_tokens", "is 0; must be at least 1")
     error = rest.post("/v1/chat/completions", {**CHAT, "max_completion_tokens": 0}).json()["error"]
     assert error["param"] == "max_completion_tokens"
@@ -214,6 +225,21 @@ def test_wrong_content_type(rest: Rest, path: str, kind: str) -> None:
         rest.post(path, json.dumps(CHAT | GENERATE).encode(), content_type="application/json; charset=utf-8").status
         != 415
     )
+
+
+def test_what_cannot_be_read_is_named(rest: Rest) -> None:
+    raw = json.dumps(CHAT).encode()
+    answer = rest.post("/v1/chat/completions", raw, content_encoding="gzip")
+    assert (answer.status, "'gzip'" in answer.json()["error"]["message"]) == (415, True)
+    assert rest.post("/v1/chat/completions", raw, content_encoding="identity").status == 200
+    error = rest.post("/generate", b'{"inputs": "\xff"}').json()["error"]
+    assert error == "The body is not valid UTF-8: invalid start byte at byte 12."
+
+
+def test_an_unknown_adapter_is_named_as_tgi_names_it(rest: Rest, service: ScriptedService) -> None:
+    service.script = Script(failure=Failure(_Code.NOT_FOUND, "MODEL_NOT_FOUND", "model: 'x' is not served here"))
+    answer = rest.post("/generate", {"inputs": "x", "parameters": {"adapter_id": "x"}})
+    assert (answer.status, answer.json()["error"]) == (404, "adapter_id: 'x' is not served here")
 
 
 def test_endless_chunked_body_is_cut_off_while_reading(rest: Rest) -> None:
@@ -293,6 +319,20 @@ def test_wrong_fields_are_named(
     error = answer.json()["error"]
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
     assert not service.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/chat/completions", {"messages": None}, "messages: must be a list; given: null"),
+        ("/v1/chat/completions", {**CHAT, "stream": 1}, "stream: must be true or false; given: 1"),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": -1}, "max_tokens: must be at least 0; given: -1"),
+        ("/generate", {"inputs": "x", "parameters": None}, "`parameters` must be an object; given: null"),
+    ],
+)
+def test_messages_speak_json(rest: Rest, path: str, body: object, message: str) -> None:
+    error = rest.post(path, body).json()["error"]
+    assert (error["message"] if path.startswith("/v1") else error).endswith(message)
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], {}, [-1], [2**32], 5])

@@ -181,6 +181,7 @@ def test_metrics(service: ScriptedService, target: str) -> None:
         rest.post("/v1/chat/completions", {**CHAT, "stream": True})
         rest.post("/generate", {"inputs": "x"})
         rest.post("/generate", {"inputs": ""})
+        rest.ask("POST", "/generate", b"x", {"content-type": "text/plain"})
         rest.get("/no/such/route")
         page = rest.get("/metrics").body.decode()
     for line in (
@@ -191,9 +192,9 @@ def test_metrics(service: ScriptedService, target: str) -> None:
         "tokenwire_backend_up 1",
         "tgi_queue_size 5",
         "tgi_batch_current_size 3",
-        "tgi_request_count 3",
+        "tgi_request_count 4",
         "tgi_request_success 2",
-        'tgi_request_failure{err="validation"} 1',
+        'tgi_request_failure{err="validation"} 2',
         "tgi_request_duration_count 2.0",
         "tgi_request_generated_tokens_sum 8.0",
     ):

@@ -15,7 +15,7 @@ _PER_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 GENERATING_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/v1/completions", "/v1/chat/completions"})
 _TGI_FAILURES = MappingProxyType(
-    {429: "overloaded", 400: "validation", 404: "validation", 413: "validation", 422: "validation"}
+    {429: "overloaded"} | dict.fromkeys((400, 401, 403, 404, 408, 413, 415, 422), "validation")
 )
 
 

@@ -58,6 +58,8 @@ def _in_tgi_words(problem: Problem) -> Problem:
             f"Given: {facts['promptTokens']} `inputs` tokens and {facts['maxTokens']} `max_new_tokens`"
         )
         return replace(problem, message=message)
+    if problem.reason == "MODEL_NOT_FOUND":
+        return replace(problem, message=problem.message.replace("model:", "adapter_id:", 1))
     quoted = "; ".join(f"`{v.field}` {v.description}" if v.field else v.description for v in problem.violations)
     return replace(problem, message=quoted) if quoted else problem
 
