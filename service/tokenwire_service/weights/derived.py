@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenwire_service.errors import ModelResolutionError
 
 # Part of every key: raise it when what is derived changes.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def derived_dir(cache_root: Path, kind: str, source: Path, build: Callable[[Path], None]) -> Path:

@@ -145,8 +145,7 @@ def _rope(keys: _Keys, head_dim: int) -> dict[str, Any]:
     if kind == "linear":
         rope["rope_scaling"] = {"rope_type": "linear", "factor": _tidy(keys.number("rope.scaling.factor"))}
     elif kind == "yarn":
-        scaling = {"rope_type": "yarn", "factor": _tidy(keys.number("rope.scaling.factor"))}
-        rope["rope_scaling"] = scaling | ({"original_max_position_embeddings": original} if original else {})
+        rope["rope_scaling"] = _yarn(keys) | ({"original_max_position_embeddings": original} if original else {})
     elif kind != "none":
         raise UnsupportedModelError(
             f"{keys.file.path}: rope scaling '{kind}' is not supported; use none, linear or yarn"
@@ -154,3 +153,16 @@ def _rope(keys: _Keys, head_dim: int) -> dict[str, Any]:
     elif any(tensor.name == "rope_freqs.weight" for tensor in keys.file.tensors):
         rope["rope_scaling"] = llama3_scaling(keys.file, rope["rope_theta"], rotary_dim)
     return rope
+
+
+def _yarn(keys: _Keys) -> dict[str, Any]:
+    """YaRN with the two bounds a file may move; what else it may change is refused."""
+    for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"):
+        if keys.number(f"rope.scaling.{name}", 1.0) != 1.0:
+            raise UnsupportedModelError(f"{keys.file.path}: rope.scaling.{name} other than 1 is not supported")
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": _tidy(keys.number("rope.scaling.factor"))}
+    for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+        value = _tidy(keys.number(f"rope.scaling.yarn_{name}", default))
+        if value != default:
+            scaling[name] = value
+    return scaling

@@ -128,8 +128,19 @@ def replacing(key: str, add: Callable[[gguf.GGUFWriter], None]) -> Callable[[ggu
                 w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
                 w.add_rope_scaling_factor(4.0),
                 w.add_rope_scaling_orig_ctx_len(32),
+                w.add_rope_scaling_yarn_beta_slow(1.0),
             ),
             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        ),
+        (
+            lambda w: (
+                w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+                w.add_rope_scaling_factor(2.0),
+                w.add_rope_scaling_yarn_attn_factor(1.0),
+                w.add_rope_scaling_yarn_beta_fast(48.0),
+                w.add_rope_scaling_yarn_beta_slow(0.1),
+            ),
+            {"rope_type": "yarn", "factor": 2.0, "beta_fast": 48.0, "beta_slow": 0.1},
         ),
         (
             with_freqs(llama3_divisors(10_000.0, 16, 8.0)),
@@ -143,7 +154,7 @@ def replacing(key: str, add: Callable[[gguf.GGUFWriter], None]) -> Callable[[ggu
         ),
         (lambda w: None, None),
     ],
-    ids=["linear", "yarn", "llama3", "none"],
+    ids=["linear", "yarn", "yarn-bounds", "llama3", "none"],
 )
 def test_rope_scaling(
     metadata: Any, scaling: Any, tiny_model: Callable[..., Any], state_of: Any, write_gguf: Callable[..., Path]
@@ -172,6 +183,14 @@ def test_llama3_divisors_equal_transformers() -> None:
     [
         (with_freqs([1.0, 1.5, 1.0, 1.0, 2.0, 3.0, 4.0, 9.0]), "rope_freqs"),
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "longrope"),
+        (
+            lambda w: (
+                w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+                w.add_rope_scaling_factor(2.0),
+                w.add_rope_scaling_attn_factors(0.8),
+            ),
+            "attn_factor other than 1",
+        ),
         (lambda w: w.add_expert_count(8), "mixture-of-experts"),
         (lambda w: w.add_uint16("split.count", 3), "llama-gguf-split"),
         (replacing("tokenizer.ggml.tokens", lambda w: w.add_token_list(["x"] * 301)), "more tokens than rows"),
