@@ -206,7 +206,11 @@ class ProcessEngineClient:
             now = time.monotonic()
             without_step_s, silent_s = now - self._last_step, now - self._last_heard
             if self._correspondence.has_live and without_step_s > self._step_timeout_s:
-                self._logger.error("the engine has work but made no step for %.0f s; ending it", without_step_s)
+                self._logger.error(
+                    "the engine has work but made no step for %.0f s; ending it (if steps take that long here, lower "
+                    "--max-batch-prefill-tokens or raise --step-timeout-s)",
+                    without_step_s,
+                )
                 process.kill()
                 return
             if silent_s > self._step_timeout_s + _HEARTBEATS_MISSED_S:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+_LOG = logging.getLogger(__name__)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     "-std=c++17",
@@ -107,6 +109,7 @@ def _cpu_description() -> bytes:
 
 
 def _compile(compiler: str, sources: Sequence[Path], shares_openmp: bool, library: Path) -> None:
+    _LOG.info("compiling native kernels into %s; this happens once", library)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(sources))]
         for source, target in zip(sources, objects, strict=True):

@@ -68,7 +68,10 @@ class _Loader:
         if self._waiting:
             name, (_, part) = next(iter(self._waiting.items()))
             more = f" (and {len(self._waiting) - 1} more)" if len(self._waiting) > 1 else ""
-            raise WeightsError(f"the weights lack tensor '{name}' of shape {list(part.shape)}{more}")
+            raise WeightsError(
+                f"the weights lack tensor '{name}' of shape {list(part.shape)}{more}; fetch the model's files again, "
+                "all of one revision"
+            )
         return self._weights
 
     def _refuse_unless_redundant(self, name: str) -> None:
@@ -142,7 +145,7 @@ def _check_tensor(part: Part, tensor: Tensor) -> None:
             f"tensor '{part.name}' has shape {list(tensor.shape)}, config.json asks for {list(part.shape)}"
         )
     if not tensor.dtype.is_floating_point:
-        raise WeightsError(f"tensor '{part.name}' holds {tensor.dtype}, expected a floating-point type")
+        raise WeightsError(f"tensor '{part.name}' holds {tensor.dtype}; use an unquantized checkpoint or a .gguf file")
 
 
 def _check_divides(spec: ModelSpec, group: TensorParallelGroup) -> None:
