@@ -1,6 +1,7 @@
 """The runner's parts: the flat batch against a token-by-token one, sizes, free memory, counts, non-finite rows."""
 
 import collections
+import dataclasses
 import random
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.logprobs import score_tokens
 from tokenwire_service.runner.machine import free_memory_bytes, usable_cores
 from tokenwire_service.runner.sampler import Sampler
-from tokenwire_service.runner.sizing import EngineSizes, choose_sizes
+from tokenwire_service.runner.sizing import EngineSizes, check_flags, choose_sizes
 from tokenwire_service.runner.slots import SlotState
 from tokenwire_service.runner.token_counts import TokenCounts
+from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
+from tokenwire_service.weights.progress import SilentProgress
 from tokenwire_service.weights.resolved import ResolvedModel
 
 CPU = torch.device("cpu")
@@ -171,6 +174,18 @@ def test_sizes_follow_flags_and_memory(spec: ModelSpec) -> None:
 def test_sizes_that_cannot_be_had_say_what_to_do(spec: ModelSpec, config: EngineConfig, remedy: str) -> None:
     with pytest.raises(ConfigError, match=remedy):
         choose_sizes(config, spec, block_bytes=1000, device=CPU, free_bytes=1500)
+
+
+@pytest.mark.parametrize("flags", [{"num_threads": 10_000}, {"max_total_tokens": 257}, {"max_total_tokens": 1}])
+def test_flags_are_refused_before_the_weights_are_read(tiny_model: ResolvedModel, flags: dict[str, int]) -> None:
+    without_weights = dataclasses.replace(tiny_model, weight_files=())
+    (name, value), *_ = flags.items()
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} {value}"):
+        Worker(without_weights, "float32", EngineConfig(**flags), SilentProgress())
+
+
+def test_flags_that_fit_pass(spec: ModelSpec) -> None:
+    check_flags(EngineConfig(num_threads=1, max_total_tokens=256, max_batch_size=8, max_batch_prefill_tokens=8), spec)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,17 @@ class EngineSizes:
             max_total_tokens=self.max_total_tokens,
             prefix_caching=prefix_caching,
             vocab_size=self.vocab_size,
+        )
+
+
+def check_flags(config: EngineConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError for flags that need no weights and no free memory to be refused."""
+    _batch(config, on_cpu=True)
+    _longest(config, spec, on_cpu=True)
+    cores = os.cpu_count() or 1
+    if config.num_threads > cores:
+        raise ConfigError(
+            f"--num-threads {config.num_threads} is more than this machine's {cores} cores; lower it or leave it out"
         )
 
 

@@ -18,7 +18,7 @@ from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.machine import free_memory_bytes, usable_cores
 from tokenwire_service.runner.model_runner import ModelRunner
-from tokenwire_service.runner.sizing import EngineSizes, choose_sizes
+from tokenwire_service.runner.sizing import EngineSizes, check_flags, choose_sizes
 from tokenwire_service.runner.slots import SlotState
 from tokenwire_service.runner.warm_up import warm_up
 from tokenwire_service.scheduling.output import SchedulerOutput, StepResult
@@ -53,8 +53,9 @@ class Worker:
         progress: Progress,
         group: TensorParallelGroup | None = None,
     ) -> None:
-        torch.set_num_threads(config.num_threads or usable_cores())
         spec = read_spec(resolved.config)
+        check_flags(config, spec)
+        torch.set_num_threads(config.num_threads or usable_cores())
         tensors = _Counted()
         self._dtype = choose_dtype(dtype)
         self._decoder = load_weights(
