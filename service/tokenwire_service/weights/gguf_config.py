@@ -13,7 +13,6 @@ from tokenwire_service.weights.gguf_rope import llama3_scaling
 ARCHITECTURES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "llama": ("llama", "LlamaForCausalLM"),
-        "mistral": ("mistral", "MistralForCausalLM"),
         "qwen2": ("qwen2", "Qwen2ForCausalLM"),
         "qwen3": ("qwen3", "Qwen3ForCausalLM"),
         "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
