@@ -1,6 +1,7 @@
 # Targets: service (gRPC), gateway (REST, small, no torch), all-in-one (both; takes TGI's command line).
 #   docker build --target all-in-one -t tokenwire .
-#   docker run --gpus all -p 8080:80 -p 50051:50051 -v "$PWD/data:/data" tokenwire --model-id ORG/NAME --port 80
+#   docker run --gpus all -p 8080:80 -p 50051:50051 -v tokenwire-data:/data tokenwire --model-id ORG/NAME --port 80
+# It runs as uid 10001, which a named volume suits. For a directory of yours: -v "$PWD/data:/data" --user "$(id -u):$(id -g)"
 # A CPU image: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG BASE=python:3.12-slim-bookworm
 
