@@ -40,7 +40,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates g++ \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=service-build /opt/venv /opt/venv
-ENV HUGGINGFACE_HUB_CACHE=/data XDG_CACHE_HOME=/data/cache
+# HOME: compiled kernels are kept there too.
+ENV HUGGINGFACE_HUB_CACHE=/data HOME=/data
 USER 10001:10001
 VOLUME /data
 
