@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -45,6 +46,30 @@ async def test_reflection_lists_every_service() -> None:
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }
+
+
+@pytest.mark.parametrize(
+    ("symbol", "file"),
+    [
+        ("tokenwire.v1.TextGenerationService", "text_generation"),
+        ("tokenwire.v1.TextGenerationService.ChatStream", "text_generation"),
+        ("tokenwire.v1.SamplingParams.top_p", "types"),
+        ("tokenwire.v1.TextGenerationService.Nothing", None),
+    ],
+)
+async def test_reflection_finds_services_methods_and_fields(symbol: str, file: str | None) -> None:
+    async with open_door() as door:
+        call = reflection_pb2_grpc.ServerReflectionStub(door.channel).ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
+        await call.done_writing()
+        answer = await call.read()
+    if file is None:
+        assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    else:
+        found = [
+            FileDescriptorProto.FromString(raw).name for raw in answer.file_descriptor_response.file_descriptor_proto
+        ]
+        assert f"tokenwire/v1/{file}.proto" in found
 
 
 async def test_reflection_can_be_left_out() -> None:
@@ -96,9 +121,19 @@ async def test_a_request_id_is_echoed_or_made() -> None:
 async def test_a_taken_port_is_one_clear_line() -> None:
     async with open_door() as door:
         second = RpcServer(replace(CONFIG, port=door.server.port), Serving(), NullTelemetry(), "1")
-        with pytest.raises(StartupError, match=rf"127.0.0.1:{door.server.port}.*--port") as caught:
-            await second.start()
-        assert "\n" not in str(caught.value)
+        with pytest.raises(StartupError) as caught:
+            await second.start("--grpc-port")
+    port = door.server.port
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --grpc-port"
+    )
+
+
+@pytest.mark.parametrize("hostname", ["192.0.2.1", "no-such-host.invalid"])
+async def test_an_address_of_another_machine_names_its_flag(hostname: str) -> None:
+    door = RpcServer(replace(CONFIG, hostname=hostname), Serving(), NullTelemetry(), "1")
+    with pytest.raises(StartupError, match=rf"cannot listen on {hostname}:.*; choose another with --hostname$"):
+        await door.start()
 
 
 async def test_an_unreadable_certificate_names_its_flag(tmp_path: Path) -> None:
@@ -118,6 +153,21 @@ def certificate(directory: Path, name: str) -> Path:
 
 def contents(*paths: str) -> list[bytes]:
     return [Path(path).read_bytes() for path in paths]
+
+
+async def test_files_that_are_no_certificates_name_their_flags(tmp_path: Path) -> None:
+    own, other = certificate(tmp_path, "own"), certificate(tmp_path, "other")
+    mixed = replace(CONFIG, tls_cert_path=f"{own}.pem", tls_key_path=f"{other}.key")
+    with pytest.raises(StartupError, match=r"--tls-cert-path .*own.pem, --tls-key-path .*other.key: not a PEM"):
+        await RpcServer(mixed, Serving(), NullTelemetry(), "1").start()
+    files = replace(CONFIG, tls_cert_path=f"{own}.pem", tls_key_path=f"{own}.key", tls_client_ca_path=f"{own}.key")
+    with pytest.raises(StartupError, match=r"--tls-client-ca-path .*own.key: not PEM certificates"):
+        await RpcServer(files, Serving(), NullTelemetry(), "1").start()
+
+
+async def test_the_largest_limits_are_taken() -> None:
+    async with open_door(max_time_limit_s=1e9, max_message_bytes=2**31 - 1, max_concurrent_requests=2**31) as door:
+        assert (await door.generation.Generate(prompt())).candidates
 
 
 async def test_tls_and_client_certificates(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class Service:
         if frontend.prometheus_port:
             registry = self._recorder.metrics.registry
             self._metrics_page = MetricsServer(registry, frontend.prometheus_hostname, frontend.prometheus_port)
-        await self._server.start()
+        await self._server.start("--port" if self._companion is None else "--grpc-port")
         self._mark("listening")
         if self._companion is not None:
             await self._companion.start(self._server.port)

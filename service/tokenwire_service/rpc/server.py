@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from tokenwire_service.config import FrontendConfig
 from tokenwire_service.engine.client import EngineState
@@ -28,6 +27,7 @@ from tokenwire_service.rpc.health import HealthServicer
 from tokenwire_service.rpc.interceptors import BearerAuth
 from tokenwire_service.rpc.load import SAMPLE_INTERVAL_S, LoadReporter
 from tokenwire_service.rpc.prompts import PromptReader
+from tokenwire_service.rpc.reflection import serve_reflection
 from tokenwire_service.rpc.serving import RETRY_AFTER_DRAINING_S, Serving
 from tokenwire_service.rpc.session import Door
 
@@ -64,12 +64,15 @@ class RpcServer:
         """Generations at the door: being read, waiting, or running."""
         return self._admission.in_flight
 
-    async def start(self) -> None:
-        """Bind and serve; health is NOT_SERVING until the model is there. Raises StartupError."""
+    async def start(self, port_flag: str = "--port") -> None:
+        """Bind and serve; health is NOT_SERVING until the model is there. Raises StartupError.
+
+        `port_flag` is what the command at hand calls the flag for the port.
+        """
         config = self._config
         credentials = server_credentials(config)
         public = self._listener(operator=False)
-        self.port = bind(public, config.hostname, config.port, credentials, "--port")
+        self.port = bind(public, config.hostname, config.port, credentials, port_flag)
         if config.admin_port:
             operators = self._listener(operator=True)
             self.admin_port = bind(operators, ADMIN_HOST, config.admin_port, None, "--admin-port")
@@ -126,8 +129,7 @@ class RpcServer:
             channelz.add_channelz_servicer(server)  # type: ignore[no-untyped-call]
             shown.append("grpc.channelz.v1.Channelz")
         if self._config.reflection:
-            shown.append(reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(shown, server)  # type: ignore[no-untyped-call]
+            serve_reflection(shown, server)
         self._servers.append(server)
         return server
 
