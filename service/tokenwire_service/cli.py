@@ -168,11 +168,13 @@ def _command(
     return command
 
 
-def _prepare(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig) -> Config:
-    config = Config(model, engine, frontend).validate()
+def _prepare(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig, port_flag: str = "--port") -> Config:
+    config = Config(model, engine, frontend).validate(port_flag)
     configure_logging(frontend.log_level, frontend.json_output)
     # gRPC's handlers for fork() are of no use to processes that only fork to exec, and complain on stderr.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    # Its C core writes to stderr past our log; what matters of that we say ourselves.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name, hint in TGI_HINTS.items():
         variable = name[2:].replace("-", "_").upper()
         if os.environ.get(variable) and name not in COMMON_NAMES and not hint.startswith("not needed"):
@@ -188,7 +190,7 @@ def _serve(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig) -
 
 
 def _launch(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig, gateway: GatewayConfig) -> int:
-    config = _prepare(model, engine, frontend)
+    config = _prepare(model, engine, frontend, "--grpc-port")
     return launch(config, gateway.validate(frontend), os.environ)
 
 

@@ -14,6 +14,8 @@ from tokenwire_service.errors import ConfigError
 
 EMBEDDED_MODEL_ID = "smollm2-135m-instruct"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""What gRPC can be told; protobuf takes no larger message either."""
 QUANTIZATIONS: tuple[str, ...] = ()
 """Values `--quantize` takes; none yet."""
 
@@ -133,12 +135,19 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
 
-    def validate(self) -> Config:
-        """Check ranges and combinations that need no model. Raises ConfigError naming the flag."""
+    def validate(self, port_flag: str = "--port") -> Config:
+        """Check ranges and combinations that need no model. Raises ConfigError naming the flag.
+
+        `port_flag` is what the command at hand calls the flag for the gRPC port.
+        """
         _check_model(self.model)
         _check_engine(self.engine)
-        _check_frontend(self.frontend, self.engine)
+        _check_frontend(self.frontend, self.engine, port_flag)
         return self
+
+
+def _flag_name(field_name: str) -> str:
+    return f"--{field_name.replace('_', '-')}"
 
 
 def _require(condition: bool, message: str) -> None:
@@ -167,26 +176,31 @@ def _check_engine(engine: EngineConfig) -> None:
         "max_batch_total_tokens",
         "num_threads",
     ):
-        _require(getattr(engine, name) >= 0, f"--{name.replace('_', '-')} must be >= 0 (0 picks a default)")
-    _require(engine.step_timeout_s > 0, "--step-timeout-s must be > 0")
+        _require(getattr(engine, name) >= 0, f"{_flag_name(name)} must be >= 0 (0 picks a default)")
+    _require(0 < engine.step_timeout_s < math.inf, "--step-timeout-s must be > 0 and finite")
 
 
-def _check_frontend(frontend: FrontendConfig, engine: EngineConfig) -> None:
+def _check_frontend(frontend: FrontendConfig, engine: EngineConfig, port_flag: str) -> None:
     for name in ("port", "admin_port", "prometheus_port"):
-        _require(0 <= getattr(frontend, name) <= 65535, f"--{name.replace('_', '-')} must be in 0..65535")
-    positive = (
+        shown = port_flag if name == "port" else _flag_name(name)
+        _require(0 <= getattr(frontend, name) <= 65535, f"{shown} must be in 0..65535")
+    for name in (
         "max_concurrent_requests",
         "max_best_of",
         "max_stop_sequences",
         "max_stop_length",
         "validation_workers",
         "max_message_bytes",
-    )
-    for name in positive:
-        _require(getattr(frontend, name) >= 1, f"--{name.replace('_', '-')} must be >= 1")
-    seconds = ("max_time_limit_s", "write_stall_timeout_s")
-    for name in seconds:
-        _require(0 < getattr(frontend, name) < math.inf, f"--{name.replace('_', '-')} must be > 0")
+    ):
+        _require(getattr(frontend, name) >= 1, f"{_flag_name(name)} must be >= 1")
+    _require(frontend.max_message_bytes <= MAX_MESSAGE_BYTES, f"--max-message-bytes must be <= {MAX_MESSAGE_BYTES}")
+    for name in ("max_queue_tokens", "max_default_tokens", "max_input_tokens"):
+        _require(getattr(frontend, name) >= 0, f"{_flag_name(name)} must be >= 0 (0 picks a default)")
+    _require(frontend.max_top_n_tokens >= 0, "--max-top-n-tokens must be >= 0")
+    for name in ("max_time_limit_s", "write_stall_timeout_s"):
+        _require(0 < getattr(frontend, name) < math.inf, f"{_flag_name(name)} must be > 0 and finite")
+    for name in ("graceful_termination_timeout_s", "lame_duck_s"):
+        _require(0 <= getattr(frontend, name) < math.inf, f"{_flag_name(name)} must be >= 0 and finite")
     _require(
         bool(frontend.tls_cert_path) == bool(frontend.tls_key_path), "--tls-cert-path and --tls-key-path go together"
     )
@@ -194,7 +208,6 @@ def _check_frontend(frontend: FrontendConfig, engine: EngineConfig) -> None:
         not frontend.tls_client_ca_path or bool(frontend.tls_cert_path), "--tls-client-ca-path needs --tls-cert-path"
     )
     total, given = engine.max_total_tokens, frontend.max_input_tokens
-    _require(given >= 0, "--max-input-tokens must be >= 0 (0 picks a default)")
     _require(
         not (total and given) or given < total,
         f"--max-input-tokens {given} must be less than --max-total-tokens {total}",

@@ -7,6 +7,7 @@ import json
 from tokenwire_service.config import FrontendConfig
 from tokenwire_service.engine.client import EngineInfo
 from tokenwire_service.rpc.model import ServedModel
+from tokenwire_service.rpc.server import ADMIN_HOST
 
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", "[::]"})
 
@@ -36,6 +37,8 @@ def banner(
     ]
     if rest_port is not None:
         lines.append(f"  REST     http://{address(frontend.hostname, rest_port)}")
+    if frontend.admin_port:
+        lines.append(f"  admin    {address(ADMIN_HOST, frontend.admin_port)}")
     if frontend.prometheus_port:
         lines.append(f"  metrics  http://{address(frontend.prometheus_hostname, frontend.prometheus_port)}/metrics")
     paste = _rest_line(frontend, rest_port) if rest_port is not None else _grpc_line(frontend, model, grpc)

@@ -170,6 +170,17 @@ def test_the_machines_name_is_not_the_address_to_bind(invoke: Invoke, started: S
         (["serve", "--num-shard", "2"], "tokenwire: error: --num-shard 2: only 1"),
         (["launch", "--port", "7", "--grpc-port", "7"], "tokenwire: error: --port and --grpc-port are both 7"),
         (["launch", "--port", "0"], "tokenwire: error: --port must be in 1..65535"),
+        (["launch", "--grpc-port", "99999"], "tokenwire: error: --grpc-port must be in 0..65535"),
+        (["serve", "--max-default-tokens", "-1"], "tokenwire: error: --max-default-tokens must be >= 0"),
+        (["serve", "--max-queue-tokens", "-1"], "tokenwire: error: --max-queue-tokens must be >= 0"),
+        (["serve", "--max-top-n-tokens", "-1"], "tokenwire: error: --max-top-n-tokens must be >= 0"),
+        (["serve", "--payload-limit", "2147483648"], "tokenwire: error: --max-message-bytes must be <= 2147483647"),
+        (["serve", "--lame-duck-s", "-1"], "tokenwire: error: --lame-duck-s must be >= 0"),
+        (["serve", "--step-timeout-s", "inf"], "tokenwire: error: --step-timeout-s must be > 0 and finite"),
+        (
+            ["serve", "--graceful-termination-timeout", "nan"],
+            "tokenwire: error: --graceful-termination-timeout-s must be >= 0 and finite",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_line_and_exit_code_2(
