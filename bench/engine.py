@@ -115,8 +115,8 @@ def print_table(rows: list[dict[str, Any]], workload: Workload) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-id", default=EMBEDDED_MODEL_ID)
-    parser.add_argument("--repeats", type=int, default=Workload.repeats)
-    parser.add_argument("--new-tokens", type=int, default=Workload.new_tokens)
+    parser.add_argument("--repeats", type=int, default=Workload().repeats)
+    parser.add_argument("--new-tokens", type=int, default=Workload().new_tokens)
     parser.add_argument("--only", choices=CONTENDERS, action="append", help="leave the others out (ours is always run)")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
-from tokenwire_service.config import EngineConfig, ModelConfig
+from tokenwire_service.config import OPENMP_SPIN, EngineConfig, ModelConfig
 from tokenwire_service.core.events import Completed, Failed
 from tokenwire_service.core.params import Request, SamplingParams, StoppingParams
 from tokenwire_service.engine.process_client import ProcessEngineClient
@@ -21,6 +22,7 @@ class TokenwireContender:
         self._client = self._runner.run(self._start(model, resolved))
 
     async def _start(self, model: ModelConfig, resolved: ResolvedModel) -> ProcessEngineClient:
+        os.environ.setdefault(*OPENMP_SPIN)
         client = ProcessEngineClient(resolved, model.dtype, EngineConfig())
         await client.start()
         return client

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from tokenwire_service.config import Config, EngineConfig, FrontendConfig, ModelConfig
+from tokenwire_service.config import OPENMP_SPIN, Config, EngineConfig, FrontendConfig, ModelConfig
 from tokenwire_service.errors import ConfigError, StartupError
 from tokenwire_service.launch import GatewayConfig, launch
 from tokenwire_service.observability.logging import configure_logging
@@ -175,6 +175,7 @@ def _prepare(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig,
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     # Its C core writes to stderr past our log; what matters of that we say ourselves.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault(*OPENMP_SPIN)
     for name, hint in TGI_HINTS.items():
         variable = name[2:].replace("-", "_").upper()
         if os.environ.get(variable) and name not in COMMON_NAMES and not hint.startswith("not needed"):

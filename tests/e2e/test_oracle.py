@@ -20,6 +20,8 @@ from tokenwire_service.weights.resolve import resolve_model
 
 NEAR_TIE = 1e-3
 NEW_TOKENS = 64
+NEW_TOKENS_ALONE = 32
+"""In the tests that also run every request by itself."""
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
@@ -59,9 +61,11 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return line
 
 
-async def generate(client: AsyncClient, prompt: str | Sequence[int], **options: Any) -> list[int]:
+async def generate(
+    client: AsyncClient, prompt: str | Sequence[int], max_tokens: int = NEW_TOKENS, **options: Any
+) -> list[int]:
     answer = await client.generate(
-        prompt, max_tokens=NEW_TOKENS, ignore_eos=True, return_token_ids=True, cache_bypass=True, **options
+        prompt, max_tokens=max_tokens, ignore_eos=True, return_token_ids=True, cache_bypass=True, **options
     )
     return list(answer.raw.candidates[0].token_ids)
 
@@ -108,7 +112,8 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
 
 
 async def test_32_at_once_equal_one_at_a_time(stack: Stack, oracle: Any, show: Callable[[str], None]) -> None:
-    requests = [(prompt + suffix, {"temperature": 0}) for prompt in PROMPTS for suffix in ("", " not")]
+    options = {"temperature": 0, "max_tokens": NEW_TOKENS_ALONE}
+    requests = [(prompt + suffix, options) for prompt in PROMPTS for suffix in ("", " not")]
     together, alone = await all_at_once(stack, requests), await one_at_a_time(stack, requests)
     near_ties = 0
     for prompt, a, b in zip(await tokenized(stack, [r[0] for r in requests]), together, alone, strict=True):
@@ -121,8 +126,9 @@ async def test_32_at_once_equal_one_at_a_time(stack: Stack, oracle: Any, show: C
 
 
 async def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(stack: Stack, show: Callable[[str], None]) -> None:
-    requests = [(prompt, {"temperature": 0.9, "top_p": 0.95, "seed": seed}) for seed, prompt in enumerate(PROMPTS)]
-    crowd = [(prompt, {"temperature": 1.0, "seed": 1000}) for prompt in PROMPTS]
+    options = {"temperature": 0.9, "top_p": 0.95, "max_tokens": NEW_TOKENS_ALONE}
+    requests = [(prompt, options | {"seed": seed}) for seed, prompt in enumerate(PROMPTS)]
+    crowd = [(prompt, {"temperature": 1.0, "seed": 1000, "max_tokens": NEW_TOKENS_ALONE}) for prompt in PROMPTS]
     together = (await all_at_once(stack, requests + crowd))[: len(requests)]
     alone = await one_at_a_time(stack, requests)
     parted = [at for a, b in zip(together, alone, strict=True) if (at := first_difference(a, b)) is not None]
