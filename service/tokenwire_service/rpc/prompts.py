@@ -42,6 +42,7 @@ class PromptReader:
         ids = await self.run(partial(_read, prompt, model))
         if not ids:
             raise InvalidParameterError.at(prompt.field, "has no tokens; give the text to continue")
+        _refuse_strange(ids, prompt, model)
         return ids if truncate is None else ids[-truncate:]
 
 
@@ -49,6 +50,15 @@ def _read(prompt: TextPrompt | ChatPrompt, model: ServedModel) -> tuple[int, ...
     if isinstance(prompt, ChatPrompt):
         return render(prompt, model).token_ids
     return tuple(model.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens))
+
+
+def _refuse_strange(ids: tuple[int, ...], prompt: TextPrompt | ChatPrompt, model: ServedModel) -> None:
+    """Some tokenizers know tokens that their model has no embedding for."""
+    strange = next((token_id for token_id in ids if token_id >= model.vocab_size), None)
+    if strange is not None:
+        spelling = model.tokenizer.spelling(strange)
+        message = f"contains {spelling!r}, token {strange}, which this model does not know; leave it out"
+        raise InvalidParameterError.at(prompt.field, message)
 
 
 def render(prompt: ChatPrompt, model: ServedModel, *, offsets: bool = False) -> RenderedChat:
