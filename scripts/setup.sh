@@ -25,8 +25,9 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
+# The name may take longer to look up than the request may take to answer: a limit on both.
 answers() {
-    "$venv/bin/python" - "$cpu_index/torch/" <<'PY' 2>/dev/null
+    timeout 3 "$venv/bin/python" - "$cpu_index/torch/" <<'PY' 2>/dev/null
 import sys, urllib.request
 urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeout=2).close()
 PY
@@ -36,7 +37,7 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
     if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
         say "installing $torch for CUDA"
         "${pip[@]}" install "$torch"
-    elif timeout 3 true && answers; then
+    elif answers; then
         say "installing $torch for the CPU"
         "${pip[@]}" install --index-url "$cpu_index" "$torch"
     else

@@ -78,11 +78,23 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain text: boxes cut long flag names short.
+    rich_markup_mode=None,
 )
 
 
-class HintingCommand(TyperCommand):
-    """Says what to use instead of a TGI flag that has no meaning here."""
+class ServerCommand(TyperCommand):
+    """Groups its many flags by section in --help; says what to use for a TGI flag that has no meaning here."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -119,12 +131,12 @@ def _option(field: dataclasses.Field[Any], kind: Any, name: str, panel: str) -> 
     flag = f"--{name.replace('_', '-')}"
     aliases = () if renamed else field.metadata["aliases"]
     env = name.upper() if renamed else (field.metadata["env"] or name.upper())
-    names = [env, *(alias[2:].replace("-", "_").upper() for alias in aliases if alias.startswith("--"))]
+    variables = [env, *(alias[2:].replace("-", "_").upper() for alias in aliases if alias.startswith("--"))]
     choices = field.metadata["choices"]
     option = typer.Option(
         *([f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *aliases]),
         help=field.metadata["help"],
-        envvar=list(dict.fromkeys(names)),
+        envvar=env if set(variables) == {env} else list(dict.fromkeys(variables)),
         rich_help_panel=panel,
         show_default=_shown(field.default),
     )
@@ -197,10 +209,10 @@ def _launch(model: ModelConfig, engine: EngineConfig, frontend: FrontendConfig, 
 
 SERVE_DOC = "Serve a model over gRPC. Every flag is also an environment variable; a flag wins over it."
 LAUNCH_DOC = "Serve a model over gRPC and, through the gateway, over REST: OpenAI's API and TGI's."
-app.command("serve", cls=HintingCommand)(
+app.command("serve", cls=ServerCommand)(
     _command(_serve, (ModelConfig, EngineConfig, FrontendConfig), NO_RENAMES, SERVE_DOC)
 )
-app.command("launch", cls=HintingCommand)(
+app.command("launch", cls=ServerCommand)(
     _command(_launch, (ModelConfig, EngineConfig, FrontendConfig, GatewayConfig), LAUNCH_RENAMES, LAUNCH_DOC)
 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -86,8 +87,10 @@ def test_every_field_has_a_flag_a_variable_and_help(
 ) -> None:
     lines = invoke("serve", "--help").stdout.splitlines()
     flag = f"--{field.name.replace('_', '-')}"
-    start = next(number for number, line in enumerate(lines) if line.strip("│ ").startswith((f"{flag} ", f"{flag},")))
-    entry = " ".join(line.strip("│ ") for line in lines[start : start + 4])
+    start = next(
+        number for number, line in enumerate(lines) if line.startswith("  -") and flag in re.split(r"[ ,]+", line)
+    )
+    entry = " ".join(" ".join(lines[start : start + 7]).split())
     assert f"[env var: {field.metadata['env'] or field.name.upper()}" in entry
     assert field.metadata["help"].split()[0] in entry
     for alias in field.metadata["aliases"]:
