@@ -30,6 +30,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "truncate to 0": (prompt(truncate_prompt_tokens=0), "truncate_prompt_tokens"),
     "max_tokens 0": (prompt(stopping={"max_tokens": 0}), "stopping.max_tokens"),
     "min above max": (prompt(stopping={"max_tokens": 2, "min_tokens": 3}), "stopping.min_tokens"),
+    "nothing allowed but ends": (
+        prompt(sampling={"allowed_token_ids": [7]}, stopping={"max_tokens": 2, "min_tokens": 1, "stop_token_ids": [7]}),
+        "sampling.allowed_token_ids",
+    ),
     "min above what fits": (prompt(stopping={"min_tokens": 300}), "stopping.min_tokens"),
     "10,000 stop strings": (prompt(stopping={"stop": ["a"] * 10_000}), "stopping.stop"),
     "empty stop string": (prompt(stopping={"stop": ["a", ""]}), "stopping.stop[1]"),

@@ -55,6 +55,7 @@ def common_plan(
         user=request.user,
         labels=options.labels(request, checks),
     )
+    options.require_a_choice(plan.sampling, plan.stopping, checks)
     checks.raise_if_any()
     return plan
 

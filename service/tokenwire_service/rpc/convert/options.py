@@ -91,6 +91,16 @@ def stop_plan(sent: types_pb2.StoppingCriteria, model: ServedModel, checks: Chec
     )
 
 
+def require_a_choice(sampling: SamplingParams, stopping: StopPlan, checks: Checks) -> None:
+    """While end tokens are barred by min_tokens, some allowed token must be left."""
+    allowed = frozenset(sampling.allowed_token_ids)
+    checks.require(
+        not allowed or not stopping.min_tokens or bool(allowed - stopping.stop_token_ids),
+        "sampling.allowed_token_ids",
+        "holds end tokens only, which stopping.min_tokens bars at first; allow another token, or leave min_tokens out",
+    )
+
+
 def output_plan(sent: types_pb2.OutputOptions, model: ServedModel, checks: Checks) -> OutputPlan:
     """What is returned."""
     return OutputPlan(
