@@ -6,6 +6,7 @@ likeliest logits are closer than 1e-3 is a near-tie: counted, shown, and allowed
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,13 +51,12 @@ def oracle() -> Any:
 
 
 @pytest.fixture
-def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def show(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Prints a line past pytest's capture: the count of near-ties is part of the result."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
 
     def line(text: str) -> None:
-        reporter.ensure_newline()
-        reporter.write_line(text)
+        with capfd.disabled():
+            sys.stdout.write(f"\n{text}\n")
 
     return line
 
