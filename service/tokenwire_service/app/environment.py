@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
@@ -38,17 +37,15 @@ def describe_environment() -> Iterator[tuple[str, str]]:
         yield name, package_version(name)
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "platform", platform.platform()
-    yield "cpu cores", f"{_usable_cores()} usable of {os.cpu_count()}"
     yield from _devices()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
+    from tokenwire_service.runner.machine import usable_cores
+
+    yield "cpu cores", f"{usable_cores()} usable of {os.cpu_count()}"
     yield "cpu capability", torch.backends.cpu.get_cpu_capability()
     yield "cuda", str(torch.version.cuda or "not in this torch")
     for index in range(torch.cuda.device_count()):
