@@ -1,4 +1,4 @@
-"""For every test: engines behave under a crowded machine as the `tokenwire` command makes them."""
+"""For every test: engines behave under a crowded machine as the `tokenwire` command makes them, Triton interprets."""
 
 import os
 
@@ -6,3 +6,5 @@ from tokenwire_service.config import OPENMP_SPIN
 
 # Before anything imports torch: OpenMP reads it when it is loaded.
 os.environ.setdefault(*OPENMP_SPIN)
+# Before any kernel module is imported: Triton reads it when it decorates a kernel.
+os.environ.setdefault("TRITON_INTERPRET", "1")

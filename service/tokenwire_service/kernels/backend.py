@@ -6,6 +6,7 @@ Each `kernels/<op>/__init__.py` looks at it to pick between its implementations;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ class Backend:
 
     device: torch.device
     library: CpuLibrary | None = None
-    """Native float32 kernels for the CPU."""
+    """Native kernels for the CPU."""
+    triton: bool = False
+    """Triton kernels: on a GPU, or on the CPU under Triton's interpreter, which only tests use."""
     packed_linear: bool = False
     """Whether linear weights are reordered once for oneDNN (float32 on the CPU)."""
 
@@ -34,6 +37,8 @@ def select_backend(device: torch.device, dtype: torch.dtype, cache_dir: Path | N
 
     May compile the native CPU kernels, which are cached under `cache_dir` (~/.cache/tokenwire/kernels unless given).
     """
+    if device.type == "cuda":
+        return Backend(device, triton=find_spec("triton") is not None)
     if device.type != "cpu" or dtype != torch.float32:
         return Backend(device)
     return Backend(device, library=load_cpu_library(cache_dir), packed_linear=torch._C._has_mkldnn)

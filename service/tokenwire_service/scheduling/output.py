@@ -47,6 +47,9 @@ class ScheduledSlot:
     """True when the chunk reaches the sequence's last token, so that a new token is drawn."""
     score_prompt: bool = False
     """True when prompt log-probabilities are wanted for this chunk."""
+    draft_token_ids: tuple[int, ...] = ()
+    """Guesses for the tokens after position `start`, computed in the same pass (`num_tokens` counts them). The row
+    brings the drawn tokens up to and including the first that differs from its guess."""
 
 
 @dataclass(frozen=True, slots=True)
