@@ -51,15 +51,14 @@ def test_a_missing_or_failing_compiler_costs_one_log_line(
         (bin_dir / "c++").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(bin_dir))
     with caplog.at_level(logging.WARNING):
-        backend = select_backend(torch.device("cpu"), torch.float32, tmp_path / "cache")
+        backend = select_backend(torch.device("cpu"), torch.float32, cache_dir=tmp_path / "cache")
     assert backend.library is None
     (record,) = caplog.records
     assert ("no such flag" if script else "no C++ compiler") in record.getMessage()
 
 
 def test_other_types_and_devices_run_the_references(tmp_path: Path) -> None:
-    for device, dtype in (("cpu", torch.bfloat16), ("meta", torch.float32)):
-        backend = select_backend(torch.device(device), dtype, tmp_path)
+    for device, dtype in (("cpu", torch.float64), ("meta", torch.float32)):
+        backend = select_backend(torch.device(device), dtype, cache_dir=tmp_path)
         assert backend.library is None
-        assert not backend.packed_linear
     assert list(tmp_path.iterdir()) == []

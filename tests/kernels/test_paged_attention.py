@@ -188,3 +188,17 @@ def test_wrong_layouts_are_refused(backends: dict[str, Backend]) -> None:
             options=options,
             backend=backend,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("head_dim", "block_size"), [(64, 32), (80, 5), (20, 16)])
+def test_narrow_keys_and_values(
+    backends: dict[str, Backend], dtype: torch.dtype, head_dim: int, block_size: int
+) -> None:
+    case = Case((6, 2), head_dim, block_size, RAGGED)
+    case.kv = LayerKV(case.kv.key.to(dtype), case.kv.value.to(dtype))
+    case.keys, case.values = ([t.to(dtype).float() for t in tensors] for tensors in (case.keys, case.values))
+    options = AttentionOptions(scale=head_dim**-0.5)
+    expected = case.expected(options)
+    for backend in backends.values():
+        torch.testing.assert_close(case.run(options, backend).double(), expected, atol=2e-5, rtol=1e-4)

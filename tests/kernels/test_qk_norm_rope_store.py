@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.support.paged import poisoned_blocks
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.qk_norm_rope_store import qk_norm_rope_store
+from tokenwire_service.layers.batch import LayerKV
 
 NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE, NUM_BLOCKS = 6, 2, 5, 9
 
@@ -115,3 +116,21 @@ def test_wrong_layouts_are_refused(backends: dict[str, Backend]) -> None:
         qk_norm_rope_store(
             qkv, None, slots, kv.key, kv.value, num_heads=NUM_HEADS, q_norm=torch.ones(16), backend=backend
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_blocks_hold_rounded_numbers(backends: dict[str, Backend], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tokens, head_dim = 9, 24
+    qkv, cos_sin = torch.randn(tokens, (NUM_HEADS + 2 * NUM_KV_HEADS) * head_dim), angles(tokens, head_dim)
+    slots = torch.randperm(NUM_BLOCKS * BLOCK_SIZE)[:tokens]
+    for backend in backends.values():
+        wide = poisoned_blocks(NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE, head_dim)
+        narrow = LayerKV(wide.key.to(dtype), wide.value.to(dtype))
+        q = [
+            qk_norm_rope_store(qkv, cos_sin, slots, kv.key, kv.value, num_heads=NUM_HEADS, backend=backend)
+            for kv in (wide, narrow)
+        ]
+        assert torch.equal(*q)
+        assert torch.equal(narrow.key.nan_to_num(-1), wide.key.to(dtype).nan_to_num(-1))
+        assert torch.equal(narrow.value.nan_to_num(-1), wide.value.to(dtype).nan_to_num(-1))

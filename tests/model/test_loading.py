@@ -77,7 +77,7 @@ def test_packed_weights_are_the_only_copy(backends: dict[str, Backend]) -> None:
     spec = spec_of()
     for backend in backends.values():
         decoder = load_weights(spec, random_tensors(spec).items(), torch.float32, TensorParallelGroup(), backend)
-        assert decoder.layers[0].attention.qkv.weight.packed == backend.packed_linear
+        assert decoder.layers[0].attention.qkv.weight.format is backend.linear_format
 
 
 def test_lower_precision_runs(backends: dict[str, Backend]) -> None:
@@ -146,7 +146,7 @@ def test_ranks_hold_their_parts(size: int) -> None:
     assert torch.equal(down, tensors[f"{prefix}.mlp.down_proj.weight"])
     biases = [rank.layers[1].mlp.down.bias for rank in ranks]
     assert torch.equal(sum(b for b in biases if b is not None), tensors[f"{prefix}.mlp.down_proj.bias"])
-    table = torch.cat([rank.embedding.table for rank in ranks])
+    table = torch.cat([rank.embedding.table.data for rank in ranks])
     assert torch.equal(table[:31], tensors["model.embed_tokens.weight"])
     assert not table[31:].any()
 

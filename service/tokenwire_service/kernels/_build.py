@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
@@ -39,19 +39,23 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "tokenwire" / "kernels"
 
 
-def load_library(name: str, sources: Sequence[Path], headers: Sequence[Path], cache_dir: Path) -> ctypes.CDLL:
-    """Loads the library of `sources`, compiling it unless `cache_dir` has it already. Raises BuildError.
+def load_library(
+    name: str, sources: Sequence[Path], headers: Sequence[Path], cache_dir: Path, march: str = "native"
+) -> ctypes.CDLL:
+    """Loads the library of `sources`, compiling it for the processor `march` unless `cache_dir` has it already. Raises
+    BuildError.
 
     Where `cache_dir` cannot be written the library is compiled for this process alone.
     """
     compiler = _find_compiler()
     try:
         gomp = _torch_openmp()
-        file_name = f"{name}-{_key(compiler, gomp, [*sources, *headers])}.so"
+        command = [compiler, *_FLAGS, f"-march={march}"]
+        file_name = f"{name}-{_key(command, gomp, [*sources, *headers])}.so"
         if _is_writable(cache_dir):
-            return _load_or_build(compiler, sources, gomp is not None, cache_dir / file_name)
+            return _load_or_build(command, sources, gomp is not None, cache_dir / file_name)
         with tempfile.TemporaryDirectory() as scratch:
-            return _load_or_build(compiler, sources, gomp is not None, Path(scratch) / file_name)
+            return _load_or_build(command, sources, gomp is not None, Path(scratch) / file_name)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(_one_line(error)) from error
 
@@ -64,14 +68,14 @@ def _is_writable(directory: Path) -> bool:
     return os.access(directory, os.W_OK)
 
 
-def _load_or_build(compiler: str, sources: Sequence[Path], shares_openmp: bool, library: Path) -> ctypes.CDLL:
+def _load_or_build(command: Sequence[str], sources: Sequence[Path], shares_openmp: bool, library: Path) -> ctypes.CDLL:
     if library.exists():
         try:
             return ctypes.CDLL(str(library))
         except OSError:
             # Damaged, or built against libraries that are gone: the new one takes its place.
             library.unlink(missing_ok=True)
-    _compile(compiler, sources, shares_openmp, library)
+    _compile(command, sources, shares_openmp, library)
     return ctypes.CDLL(str(library))
 
 
@@ -91,9 +95,9 @@ def _torch_openmp() -> Path | None:
     return None
 
 
-def _key(compiler: str, gomp: Path | None, files: Sequence[Path]) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30, check=False).stdout
-    parts = [version, " ".join(_FLAGS).encode(), str(gomp is not None).encode(), _cpu_description()]
+def _key(command: Sequence[str], gomp: Path | None, files: Sequence[Path]) -> str:
+    version = subprocess.run([command[0], "--version"], capture_output=True, timeout=30, check=False).stdout
+    parts = [version, " ".join(command).encode(), str(gomp is not None).encode(), _cpu_description()]
     parts += [path.read_bytes() for path in files]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
@@ -108,14 +112,16 @@ def _cpu_description() -> bytes:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})).encode()
 
 
-def _compile(compiler: str, sources: Sequence[Path], shares_openmp: bool, library: Path) -> None:
+def _compile(command: Sequence[str], sources: Sequence[Path], shares_openmp: bool, library: Path) -> None:
     _LOG.info("compiling native kernels into %s; this happens once", library)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(sources))]
-        for source, target in zip(sources, objects, strict=True):
-            _run([compiler, *_FLAGS, "-c", str(source), "-o", target])
+        commands = [[*command, "-c", str(source), "-o", to] for source, to in zip(sources, objects, strict=True)]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for _ in pool.map(_run, commands):
+                pass
         # Without -fopenmp at link time the OpenMP symbols resolve to the runtime that torch has loaded.
-        link = [compiler, "-shared", *objects, "-o", str(Path(scratch) / "out.so")]
+        link = [command[0], "-shared", *objects, "-o", str(Path(scratch) / "out.so")]
         _run(link if shares_openmp else [*link, "-fopenmp"])
         # Another process may have done the same meanwhile: the rename is atomic and both results are equal.
         (Path(scratch) / "out.so").replace(library)

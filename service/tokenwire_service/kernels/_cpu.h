@@ -1,8 +1,18 @@
-// Shared by the CPU kernels: SIMD vectors as wide as the target's, and an exponential the compiler can vectorise.
+// Shared by the CPU kernels: SIMD vectors as wide as the target's, narrow floats, and an exponential the compiler can vectorise.
+//
+// A kernel is `extern "C" void name(const Args*, Run*)`, where every member of Args is 8 bytes wide: a pointer, an int64_t or
+// a double. All threads of a parallel region call it together; it shares its work out with `omp for` or `omp single`, whose
+// barrier at the end it must keep: the next kernel may follow at once (see _cpu_run.cpp).
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <vector>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace tw {
 
@@ -48,6 +58,104 @@ static inline Quad sum_lanes(Vec a, Vec b, Vec c, Vec d) {
     const Quad ab = TW_SHUFFLE(qa, qb, 0, 4, 2, 6) + TW_SHUFFLE(qa, qb, 1, 5, 3, 7);
     const Quad cd = TW_SHUFFLE(qc, qd, 0, 4, 2, 6) + TW_SHUFFLE(qc, qd, 1, 5, 3, 7);
     return TW_SHUFFLE(ab, cd, 0, 1, 4, 5) + TW_SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
+// What the threads of one run share.
+struct Run {
+    int64_t threads;
+    std::shared_ptr<void> plan;  // paged_attention's: layers of one step share it
+};
+
+// 16-bit floats as they lie in memory.
+struct Half {
+    uint16_t bits;
+};
+struct BFloat {
+    uint16_t bits;
+};
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(BFloat x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline float to_float(Half x) {
+#if defined(__F16C__)
+    return _cvtsh_ss(x.bits);
+#else
+    const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
+    uint32_t bits = (magnitude << 13) + 0x38000000u;
+    float value;
+    if (magnitude >= 0x7c00u) bits += 0x38000000u;  // infinity and NaN
+    std::memcpy(&value, &bits, sizeof value);
+    if (magnitude < 0x0400u) value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // subnormal
+    std::memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+#endif
+}
+
+// Rounds to nearest even; a magnitude beyond the type's becomes infinity.
+static inline void from_float(float x, float* to) { *to = x; }
+static inline void from_float(float x, BFloat* to) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    to->bits = is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+static inline void from_float(float x, Half* to) {
+#if defined(__F16C__)
+    to->bits = static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    float value;
+    std::memcpy(&value, &magnitude, sizeof value);
+    uint32_t half;
+    if (magnitude > 0x7f800000u) {
+        half = 0x7e00u;
+    } else if (magnitude >= 0x47800000u) {
+        half = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits
+        value += 0.5f;
+        std::memcpy(&half, &value, sizeof half);
+        half -= 0x3f000000u;
+    } else {
+        half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    }
+    to->bits = static_cast<uint16_t>(sign | half);
+#endif
+}
+
+// A vector's worth of stored numbers, widened.
+static inline Vec widen(const float* p) { return load(p); }
+static inline Vec widen(const Half* p) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+    return reinterpret_cast<Vec>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
+}
+static inline Vec widen(const BFloat* p) {
+#if defined(__AVX512F__)
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return reinterpret_cast<Vec>(_mm512_slli_epi32(wide, 16));
+#elif defined(__AVX2__)
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return reinterpret_cast<Vec>(_mm256_slli_epi32(wide, 16));
+#else
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
 }
 
 static inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }

@@ -5,13 +5,37 @@ Each `kernels/<op>/__init__.py` looks at it to pick between its implementations;
 
 from __future__ import annotations
 
+import enum
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from tokenwire_service.kernels._cpu_library import CpuLibrary, load_cpu_library
+from tokenwire_service.errors import ConfigError
+from tokenwire_service.kernels._cpu_library import CpuLibrary, load_cpu_library, type_name
+
+_LOG = logging.getLogger(__name__)
+
+
+class LinearFormat(enum.Enum):
+    """How the weights of linear layers are held."""
+
+    PLAIN = "plain"
+    """[N, K] in the model's type."""
+    ONEDNN = "onednn"
+    """float32 in the layout oneDNN likes: for a CPU without a compiler."""
+    FLOAT32 = "float32"
+    """This and the following are packed for the native CPU kernels."""
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    """8 bits, a scale for each 32 input features."""
+
+    @property
+    def is_native(self) -> bool:
+        return self not in (LinearFormat.PLAIN, LinearFormat.ONEDNN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +44,12 @@ class Backend:
 
     device: torch.device
     library: CpuLibrary | None = None
-    """Native kernels for the CPU."""
+    """Native kernels for the CPU; activations are float32 there."""
     triton: bool = False
     """Triton kernels: on a GPU, or on the CPU under Triton's interpreter, which only tests use."""
-    packed_linear: bool = False
-    """Whether linear weights are reordered once for oneDNN (float32 on the CPU)."""
+    linear_format: LinearFormat = LinearFormat.PLAIN
+    compute_dtype: torch.dtype | None = None
+    """Type of activations; None takes the one the model is held in."""
 
 
 def reference_backend(device: torch.device | None = None) -> Backend:
@@ -32,13 +57,33 @@ def reference_backend(device: torch.device | None = None) -> Backend:
     return Backend(device or torch.device("cpu"))
 
 
-def select_backend(device: torch.device, dtype: torch.dtype, cache_dir: Path | None = None) -> Backend:
-    """The fastest implementation there is for a model of `dtype` on `device`.
+def select_backend(
+    device: torch.device, dtype: torch.dtype, quantize: str = "", cache_dir: Path | None = None
+) -> Backend:
+    """The fastest implementation there is for a model held in `dtype`, or quantized, on `device`.
 
     May compile the native CPU kernels, which are cached under `cache_dir` (~/.cache/tokenwire/kernels unless given).
+    Raises ConfigError when the device cannot do what is asked.
     """
-    if device.type == "cuda":
-        return Backend(device, triton=find_spec("triton") is not None)
-    if device.type != "cpu" or dtype != torch.float32:
-        return Backend(device)
-    return Backend(device, library=load_cpu_library(cache_dir), packed_linear=torch._C._has_mkldnn)
+    if device.type == "cpu":
+        return _cpu_backend(device, dtype, quantize, cache_dir)
+    if quantize:
+        raise ConfigError(f"--quantize {quantize} is for the CPU; leave it out")
+    return Backend(device, triton=device.type == "cuda" and find_spec("triton") is not None)
+
+
+def _cpu_backend(device: torch.device, dtype: torch.dtype, quantize: str, cache_dir: Path | None) -> Backend:
+    name = type_name(dtype)
+    library = load_cpu_library(cache_dir) if name is not None else None
+    if library is not None:
+        return Backend(
+            device, library=library, linear_format=LinearFormat(quantize or name), compute_dtype=torch.float32
+        )
+    if quantize:
+        raise ConfigError(
+            f"--quantize {quantize} needs the native CPU kernels; install a C++ compiler, or leave it out"
+        )
+    if dtype is not torch.float32:
+        _LOG.warning("without native kernels weights are held as float32, not as %s", str(dtype).removeprefix("torch."))
+    form = LinearFormat.ONEDNN if torch._C._has_mkldnn else LinearFormat.PLAIN
+    return Backend(device, linear_format=form, compute_dtype=torch.float32)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenwire_service.kernels.backend import Backend
-from tokenwire_service.kernels.embed_gather import embed_gather
-from tokenwire_service.kernels.linear import LinearWeight, linear
+from tokenwire_service.kernels.linear import LinearWeight, linear, rows
 from tokenwire_service.parallel.group import TensorParallelGroup
 
 
@@ -17,15 +15,14 @@ from tokenwire_service.parallel.group import TensorParallelGroup
 class VocabParallelEmbedding:
     """Rank r holds rows [r * rows, (r + 1) * rows) of the table; the last ranks may be padded with zeros."""
 
-    table: Tensor
+    table: LinearWeight
     vocab_size: int
     group: TensorParallelGroup
-    backend: Backend
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """input_ids int [T] → [T, E]."""
-        first_id = self.group.rank * self.table.shape[0]
-        return self.group.all_reduce(embed_gather(input_ids, self.table, first_id, self.vocab_size, self.backend))
+        first_id = self.group.rank * self.table.out_features
+        return self.group.all_reduce(rows(input_ids, self.table, first_id, self.vocab_size))
 
 
 @dataclass(frozen=True, slots=True)

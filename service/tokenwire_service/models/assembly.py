@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels.backend import Backend, LinearFormat
 from tokenwire_service.kernels.linear import LinearWeight, pack_weight
 from tokenwire_service.kernels.paged_attention import AttentionOptions
 from tokenwire_service.layers.attention import Attention, HeadNorm
@@ -30,19 +30,24 @@ class Weights:
 
 def assemble(spec: ModelSpec, weights: Weights, group: TensorParallelGroup, backend: Backend) -> Decoder:
     """The decoder over complete `weights`."""
-    table = weights.plain["embedding"]
-    # A tied head is packed beside the table: rows cannot be looked up in a packed weight.
-    head = pack_weight(table, backend) if spec.tied_embeddings else weights.linear["head"]
+    table = weights.linear["embedding"]
     return Decoder(
         spec=spec,
         num_kv_heads=max(spec.num_kv_heads // group.size, 1),
         backend=backend,
-        embedding=VocabParallelEmbedding(table, spec.vocab_size, group, backend),
+        embedding=VocabParallelEmbedding(table, spec.vocab_size, group),
         rotary=Rotary(spec.rope, backend.device),
         layers=tuple(_layer(spec, weights, index, group, backend) for index in range(spec.num_layers)),
         norm=AddRMSNorm(weights.plain["norm"], spec.norm_eps, backend),
-        head=VocabParallelHead(head, spec.vocab_size, group),
+        head=VocabParallelHead(_head(spec, weights, table, backend), spec.vocab_size, group),
     )
+
+
+def _head(spec: ModelSpec, weights: Weights, table: LinearWeight, backend: Backend) -> LinearWeight:
+    if not spec.tied_embeddings:
+        return weights.linear["head"]
+    # Rows of native formats can be looked up and multiplied with; others need a second copy for the product.
+    return pack_weight(table.data, backend) if table.format is LinearFormat.PLAIN else table
 
 
 def _layer(spec: ModelSpec, weights: Weights, index: int, group: TensorParallelGroup, backend: Backend) -> DecoderLayer:

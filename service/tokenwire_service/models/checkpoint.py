@@ -24,7 +24,8 @@ class Use(enum.Enum):
     """What a parameter is for."""
 
     LINEAR = "a matrix that is multiplied with, packed as the backend likes"
-    PLAIN = "a vector or a table"
+    TABLE = "a matrix whose rows are looked up, packed so that they can be"
+    PLAIN = "a vector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Parameter:
 def parameters(spec: ModelSpec) -> Iterator[Parameter]:
     """Every parameter of the decoder, in the order of computation."""
     vocab, hidden = spec.vocab_size, spec.hidden_size
-    yield _plain("embedding", "model.embed_tokens.weight", (vocab, hidden), Cut.VOCAB_ROWS)
+    yield Parameter("embedding", (Part("model.embed_tokens.weight", (vocab, hidden), Cut.VOCAB_ROWS),), Use.TABLE)
     for layer in range(spec.num_layers):
         yield from _attention(spec, f"layers.{layer}", f"model.layers.{layer}")
         yield from _mlp(spec, f"layers.{layer}", f"model.layers.{layer}")

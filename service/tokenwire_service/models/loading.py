@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenwire_service.errors import UnsupportedModelError, WeightsError
 from tokenwire_service.kernels.backend import Backend, select_backend
-from tokenwire_service.kernels.linear import pack_weight
+from tokenwire_service.kernels.linear import pack_table, pack_weight
 from tokenwire_service.models.assembly import Weights, assemble
 from tokenwire_service.models.checkpoint import Cut, Parameter, Part, Use, checkpoint_tensors, is_redundant, parameters
 from tokenwire_service.models.decoder import Decoder
@@ -28,9 +28,10 @@ def load_weights(
 ) -> Decoder:
     """Consumes (Hugging Face name, tensor) pairs in any order; casts, cuts, fuses and packs each as it comes.
 
-    A tensor may be dropped by its producer once the next one is asked for. `backend` is select_backend's for the CPU
-    unless given. Raises WeightsError naming the tensor that is missing, left over, repeated or of the wrong shape, and
-    UnsupportedModelError when the model does not divide by the group.
+    A tensor may be dropped by its producer once the next one is asked for. `dtype` is what the model is held in; the
+    backend (select_backend's for the CPU unless given) says what linear weights are packed to. Raises WeightsError naming
+    the tensor that is missing, left over, repeated or of the wrong shape, and UnsupportedModelError when the model does not
+    divide by the group.
     """
     _check_divides(spec, group)
     backend = backend or select_backend(torch.device("cpu"), dtype)
@@ -44,7 +45,8 @@ class _Loader:
     """Fills parameters part by part; a linear weight is packed, and its plain copy dropped, with its last part."""
 
     def __init__(self, spec: ModelSpec, dtype: torch.dtype, group: TensorParallelGroup, backend: Backend) -> None:
-        self._spec, self._dtype, self._group, self._backend = spec, dtype, group, backend
+        self._spec, self._group, self._backend = spec, group, backend
+        self._dtype = backend.compute_dtype or dtype
         self._waiting = {part.name: (parameter, part) for parameter in parameters(spec) for part in parameter.parts}
         self._expected = frozenset(self._waiting)
         self._filling: dict[str, Tensor] = {}
@@ -105,6 +107,8 @@ class _Loader:
     def _store(self, parameter: Parameter, whole: Tensor) -> None:
         if parameter.use is Use.LINEAR:
             self._weights.linear[parameter.name] = pack_weight(whole, self._backend)
+        elif parameter.use is Use.TABLE:
+            self._weights.linear[parameter.name] = pack_table(whole, self._backend)
         else:
             self._weights.plain[parameter.name] = whole
 

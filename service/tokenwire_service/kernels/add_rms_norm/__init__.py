@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tokenwire_service.kernels.add_rms_norm import reference
@@ -20,14 +19,14 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
         raise ValueError(f"delta must be contiguous {tuple(residual.shape)}, got {tuple(delta.shape)}")
     if backend.library is None:
         return reference.add_rms_norm(residual, delta, weight, eps)
-    out = torch.empty_like(residual)
-    backend.library.functions.tw_add_rms_norm(
+    out = backend.library.empty(*residual.shape)
+    backend.library.run(
+        "tw_add_rms_norm",
         residual.data_ptr(),
         0 if delta is None else delta.data_ptr(),
         weight.data_ptr(),
         out.data_ptr(),
         *residual.shape,
         eps,
-        backend.library.num_threads,
     )
     return out

@@ -3,14 +3,28 @@
 
 #include "../_cpu.h"
 
-extern "C" int64_t tw_add_rms_norm(float* residual, const float* delta, const float* weight, float* out, int64_t tokens,
-                                   int64_t width, float eps, int64_t threads) {
-#pragma omp parallel for num_threads(threads) if (tokens * width > 32768)
-    for (int64_t t = 0; t < tokens; ++t) {
-        float* x = residual + t * width;
-        float* row = out + t * width;
-        if (delta != nullptr) {
-            const float* d = delta + t * width;
+namespace {
+
+struct Args {
+    float* residual;
+    const float *delta, *weight;  // delta may be null
+    float* out;
+    int64_t tokens, width;
+    double eps;
+};
+
+}  // namespace
+
+extern "C" void tw_add_rms_norm(const Args* args, tw::Run*) {
+    const int64_t width = args->width;
+    const float eps = static_cast<float>(args->eps);
+    const float* weight = args->weight;
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < args->tokens; ++t) {
+        float* x = args->residual + t * width;
+        float* row = args->out + t * width;
+        if (args->delta != nullptr) {
+            const float* d = args->delta + t * width;
 #pragma omp simd
             for (int64_t i = 0; i < width; ++i) x[i] += d[i];
         }
@@ -21,5 +35,4 @@ extern "C" int64_t tw_add_rms_norm(float* residual, const float* delta, const fl
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) row[i] = x[i] * factor * weight[i];
     }
-    return 0;
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from tokenwire_service.kernels._cpu_library import CpuLibrary
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.embed_gather import reference
 
@@ -18,7 +20,18 @@ def embed_gather(input_ids: Tensor, table: Tensor, first_id: int, vocab_size: in
         raise ValueError(f"expected ids [T] and table [rows, E], got {tuple(input_ids.shape)}, {tuple(table.shape)}")
     if table.device != backend.device:
         raise ValueError(f"the table is on {table.device}, the backend on {backend.device}")
+    if backend.library is not None and table.dtype is torch.float32:
+        return _native(input_ids, table, first_id, backend.library)
     # A table that holds the whole vocabulary needs no mask: ids outside of it are an error there.
     if table.shape[0] == vocab_size:
         return embedding(input_ids, table)
     return reference.embed_gather(input_ids, table, first_id)
+
+
+def _native(ids: Tensor, table: Tensor, first_id: int, library: CpuLibrary) -> Tensor:
+    if ids.dtype is not torch.int64 or not ids.is_contiguous() or not table.is_contiguous():
+        raise ValueError(f"ids must be contiguous int64, the table contiguous; got {ids.dtype}")
+    (rows, width), count = table.shape, len(ids)
+    out = library.empty(count, width)
+    library.run("tw_embed_gather", ids.data_ptr(), table.data_ptr(), out.data_ptr(), count, first_id, rows, width)
+    return out

@@ -1,8 +1,4 @@
-"""Dense linear layers over weights that are packed once.
-
-On the CPU in float32 the weights are reordered for oneDNN, which beat F.linear at every number of rows measured
-(1 to 256; 1.1 to 5 times); a packed weight is the only copy.
-"""
+"""Dense linear layers over weights that are packed once, and rows of such weights, as an embedding wants them."""
 
 from __future__ import annotations
 
@@ -11,36 +7,133 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels._cpu_library import CpuLibrary
+from tokenwire_service.kernels.backend import Backend, LinearFormat
+from tokenwire_service.kernels.embed_gather import embed_gather
 from tokenwire_service.kernels.linear import reference
+
+INT8_GROUP = reference.INT8_GROUP
+_LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
 class LinearWeight:
-    """A weight [out_features, in_features], in the plain layout or (`packed`) in one only oneDNN can read."""
+    """A weight [out_features, in_features]; the only copy of it."""
 
     data: Tensor
+    """[N, K] in the plain format, bytes only its kernels can read in the others."""
     out_features: int
     in_features: int
-    packed: bool
+    format: LinearFormat
+    backend: Backend
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
 
 
 def pack_weight(weight: Tensor, backend: Backend) -> LinearWeight:
-    """weight [N, K], contiguous → the form `linear` wants. The plain copy can be dropped afterwards."""
-    if weight.dim() != 2 or not weight.is_contiguous():
-        raise ValueError(f"weight must be contiguous [N, K], got {tuple(weight.shape)}")
+    """weight [N, K], contiguous → the form `linear` wants. The plain copy can be dropped afterwards.
+
+    A weight beyond float16's range is kept in float32 where the format says float16.
+    """
+    _check_weight(weight)
     out_features, in_features = weight.shape
-    if not backend.packed_linear:
-        return LinearWeight(weight, out_features, in_features, packed=False)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return LinearWeight(packed, out_features, in_features, packed=True)
+    form = backend.linear_format
+    if form is LinearFormat.ONEDNN:
+        data = torch.ops.mkldnn._reorder_linear_weight(weight)
+    elif form is LinearFormat.PLAIN:
+        data = weight
+    else:
+        return _pack_native(weight, backend)
+    return LinearWeight(data, out_features, in_features, form, backend)
+
+
+def pack_table(weight: Tensor, backend: Backend) -> LinearWeight:
+    """As pack_weight, in a format whose rows can be looked up."""
+    _check_weight(weight)
+    if backend.linear_format.is_native:
+        return _pack_native(weight, backend)
+    return LinearWeight(weight, weight.shape[0], weight.shape[1], LinearFormat.PLAIN, backend)
 
 
 def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
-    """x [T, K] → x W^T + bias, [T, N]. Raises ValueError when x does not fit."""
+    """x [T, K] → x W^T + bias, [T, N]. Raises ValueError when x does not fit.
+
+    In the native formats each row's result depends on that row alone, bit for bit.
+    """
     if x.dim() != 2 or x.shape[1] != weight.in_features:
         raise ValueError(f"x must be [T, {weight.in_features}], got {tuple(x.shape)}")
-    if not weight.packed:
+    if weight.format is LinearFormat.PLAIN:
         return reference.linear(x, weight.data, bias)
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
-    return result
+    if weight.format is LinearFormat.ONEDNN:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
+        return result
+    return _linear_native(x, weight, bias)
+
+
+def rows(ids: Tensor, weight: LinearWeight, first_id: int, vocab_size: int) -> Tensor:
+    """ids int64 [T] → [T, K]: the weight's rows `ids - first_id`; zeros outside of them. See embed_gather."""
+    if not weight.format.is_native:
+        return embed_gather(ids, weight.data, first_id, vocab_size, weight.backend)
+    if ids.dim() != 1 or ids.dtype != torch.int64 or not ids.is_contiguous():
+        raise ValueError(f"ids must be contiguous int64 [T], got {ids.dtype} {tuple(ids.shape)}")
+    library = _library(weight)
+    out = library.empty(len(ids), weight.in_features)
+    library.run(
+        f"tw_linear_rows_{weight.format.value}",
+        ids.data_ptr(),
+        weight.data.data_ptr(),
+        out.data_ptr(),
+        len(ids),
+        first_id,
+        weight.out_features,
+        weight.in_features,
+    )
+    return out
+
+
+def _check_weight(weight: Tensor) -> None:
+    if weight.dim() != 2 or not weight.is_contiguous():
+        raise ValueError(f"weight must be contiguous [N, K], got {tuple(weight.shape)}")
+
+
+def _library(weight: LinearWeight) -> CpuLibrary:
+    if weight.backend.library is None:
+        raise ValueError(f"a weight in the format {weight.format.value} needs the native kernels")
+    return weight.backend.library
+
+
+def _pack_native(weight: Tensor, backend: Backend) -> LinearWeight:
+    library, form = backend.library, backend.linear_format
+    if library is None or weight.dtype is not torch.float32:
+        raise ValueError(f"only float32 weights are packed, by the native kernels; got {weight.dtype}")
+    if form is LinearFormat.FLOAT16 and not bool(weight.abs().max() <= _LARGEST_HALF):
+        form = LinearFormat.FLOAT32
+    out_features, in_features = weight.shape
+    if form is LinearFormat.INT8:
+        size = library.check("tw_linear_int8_bytes", out_features, in_features)
+        data = torch.empty(size, dtype=torch.uint8)
+    else:
+        panel = library.check("tw_linear_panel")
+        data = torch.empty(-(-out_features // panel) * panel * in_features, dtype=getattr(torch, form.value))
+    library.run(f"tw_linear_pack_{form.value}", weight.data_ptr(), data.data_ptr(), out_features, in_features)
+    return LinearWeight(data, out_features, in_features, form, backend)
+
+
+def _linear_native(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
+    if x.dtype is not torch.float32 or not x.is_contiguous():
+        raise ValueError(f"x must be contiguous float32, got {x.dtype}")
+    library, tokens = _library(weight), x.shape[0]
+    out = library.empty(tokens, weight.out_features)
+    pointers = (x.data_ptr(), weight.data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
+    sizes = (tokens, weight.out_features, weight.in_features)
+    if weight.format is not LinearFormat.INT8:
+        library.run(f"tw_linear_{weight.format.value}", *pointers, *sizes)
+        return out
+    groups = -(-weight.in_features // INT8_GROUP)
+    wide = library.check("tw_linear_int8_activation_bytes") == 2
+    rounded = library.empty(tokens, groups * INT8_GROUP, dtype=torch.int16 if wide else torch.int8)
+    scales, starts = library.empty(tokens, groups), library.empty(tokens, groups, dtype=torch.int32)
+    library.run("tw_linear_int8", *pointers, rounded.data_ptr(), scales.data_ptr(), starts.data_ptr(), *sizes)
+    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenwire_service.kernels._cpu_library import type_name
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.paged_attention import reference
 from tokenwire_service.kernels.paged_attention.options import AttentionOptions
@@ -31,11 +32,27 @@ def paged_attention(
     Raises ValueError for other shapes, strides or types, IndexError for a block id outside [0, N).
     """
     _check(q, key, value, query_start_loc, seq_lens, block_tables)
-    if backend.library is None or key.dtype != torch.float32 or q.dtype != torch.float32:
+    kept = type_name(key.dtype)
+    if backend.library is None or kept is None:
         return reference.paged_attention(q, key, value, query_start_loc, seq_lens, block_tables, options)
-    out = torch.empty_like(q)
     num_blocks, num_kv_heads, block_size, head_dim = key.shape
-    bad = backend.library.functions.tw_paged_attention(
+    tokens, num_sequences, max_blocks = q.shape[0], seq_lens.shape[0], block_tables.shape[1]
+    bad = backend.library.check(
+        "tw_check_batch",
+        query_start_loc.data_ptr(),
+        seq_lens.data_ptr(),
+        block_tables.data_ptr(),
+        tokens,
+        num_sequences,
+        num_blocks,
+        block_size,
+        max_blocks,
+    )
+    if bad >= 0:
+        raise IndexError(f"row {bad} of the batch: its lengths or block ids do not fit the tensors")
+    out = backend.library.empty(*q.shape)
+    backend.library.run(
+        f"tw_paged_attention_{kept}",
         q.data_ptr(),
         key.data_ptr(),
         value.data_ptr(),
@@ -43,21 +60,17 @@ def paged_attention(
         seq_lens.data_ptr(),
         block_tables.data_ptr(),
         out.data_ptr(),
-        q.shape[0],
-        seq_lens.shape[0],
+        tokens,
+        num_sequences,
         q.shape[1],
         num_kv_heads,
         head_dim,
-        num_blocks,
         block_size,
-        block_tables.shape[1],
+        max_blocks,
         options.window or 0,
         options.scale,
         options.softcap or 0.0,
-        backend.library.num_threads,
     )
-    if bad >= 0:
-        raise IndexError(f"row {bad} of the batch: its lengths or block ids do not fit the tensors")
     return out
 
 

@@ -13,22 +13,31 @@ constexpr int kCols = kLanes == 16 ? 4 : 2;  // vectors of each
 constexpr int kDotRows = 3;                  // rows whose products with four keys are held at once
 
 // A matrix whose rows lie `stride` apart.
+template <class T>
 struct Matrix {
-    const float* data;
+    const T* data;
     int64_t stride;
     Matrix columns(int64_t from) const { return {data + from, stride}; }
 };
 
+// Asks for the bytes of one row of memory that is read soon; null asks for nothing.
+template <class T>
+inline void fetch(const T* row, int64_t count) {
+    if (row == nullptr) return;
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i);
+}
+
 // c[R, C vectors] (+)= a[R, depth] b[depth, C vectors]
-template <int R, int C>
-inline void multiply(const float* a, int64_t lda, const Matrix& b, float* c, int64_t ldc, int64_t depth,
-                     bool accumulate) {
+template <int R, int C, class T>
+inline void multiply(const float* a, int64_t lda, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
+                     bool accumulate, const T* next) {
     Vec acc[R][C];
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < C; ++i) acc[r][i] = accumulate ? load(c + r * ldc + i * kLanes) : Vec{};
     for (int64_t k = 0; k < depth; ++k) {
         Vec row[C];
-        for (int i = 0; i < C; ++i) row[i] = load(b.data + k * b.stride + i * kLanes);
+        for (int i = 0; i < C; ++i) row[i] = widen(b.data + k * b.stride + i * kLanes);
+        if (next != nullptr) fetch(next + k * b.stride, C * kLanes);
         for (int r = 0; r < R; ++r) {
             const Vec factor = Vec{} + a[r * lda + k];
             for (int i = 0; i < C; ++i) acc[r][i] += factor * row[i];
@@ -38,63 +47,67 @@ inline void multiply(const float* a, int64_t lda, const Matrix& b, float* c, int
         for (int i = 0; i < C; ++i) store(c + r * ldc + i * kLanes, acc[r][i]);
 }
 
-template <int R>
-void multiply_rows(const float* a, int64_t lda, const Matrix& b, float* c, int64_t ldc, int64_t depth,
-                   int64_t width, bool accumulate) {
+template <int R, class T>
+void multiply_rows(const float* a, int64_t lda, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
+                   int64_t width, bool accumulate, const T* next) {
     int64_t at = 0;
     for (; at + kCols * kLanes <= width; at += kCols * kLanes)
-        multiply<R, kCols>(a, lda, b.columns(at), c + at, ldc, depth, accumulate);
-    for (; at < width; at += kLanes) multiply<R, 1>(a, lda, b.columns(at), c + at, ldc, depth, accumulate);
+        multiply<R, kCols>(a, lda, b.columns(at), c + at, ldc, depth, accumulate, next == nullptr ? next : next + at);
+    for (; at < width; at += kLanes)
+        multiply<R, 1>(a, lda, b.columns(at), c + at, ldc, depth, accumulate, static_cast<const T*>(nullptr));
 }
 
-// c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes.
-inline void multiply_all(const float* a, int64_t lda, const Matrix& b, float* c, int64_t ldc, int64_t rows,
-                         int64_t depth, int64_t width, bool accumulate) {
-    for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc)
-        multiply_rows<kRows>(a, lda, b, c, ldc, depth, width, accumulate);
+// c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes. `next` is where a matrix like b is read
+// from soon, or null.
+template <class T>
+inline void multiply_all(const float* a, int64_t lda, const Matrix<T>& b, float* c, int64_t ldc, int64_t rows,
+                         int64_t depth, int64_t width, bool accumulate, const T* next = nullptr) {
+    for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc, next = nullptr)
+        multiply_rows<kRows>(a, lda, b, c, ldc, depth, width, accumulate, next);
     switch (rows) {
-        case 5: return multiply_rows<5>(a, lda, b, c, ldc, depth, width, accumulate);
-        case 4: return multiply_rows<4>(a, lda, b, c, ldc, depth, width, accumulate);
-        case 3: return multiply_rows<3>(a, lda, b, c, ldc, depth, width, accumulate);
-        case 2: return multiply_rows<2>(a, lda, b, c, ldc, depth, width, accumulate);
-        case 1: return multiply_rows<1>(a, lda, b, c, ldc, depth, width, accumulate);
+        case 5: return multiply_rows<5>(a, lda, b, c, ldc, depth, width, accumulate, next);
+        case 4: return multiply_rows<4>(a, lda, b, c, ldc, depth, width, accumulate, next);
+        case 3: return multiply_rows<3>(a, lda, b, c, ldc, depth, width, accumulate, next);
+        case 2: return multiply_rows<2>(a, lda, b, c, ldc, depth, width, accumulate, next);
+        case 1: return multiply_rows<1>(a, lda, b, c, ldc, depth, width, accumulate, next);
         default: return;
     }
 }
 
 // scores[r, j] = q[r] . k[j], the keys as they lie in their block: four at a time, the last one repeated where fewer are left.
-template <int R>
-void dot_rows(const float* q, int64_t ldq, const Matrix& k, int64_t keys, float* scores) {
+template <int R, class T>
+void dot_rows(const float* q, int64_t ldq, const Matrix<T>& k, int64_t keys, float* scores, const T* next) {
     const int64_t head_dim = k.stride;
     const int64_t whole = head_dim / kLanes * kLanes;
     for (int64_t j = 0; j < keys; j += 4) {
-        const float* key[4];
+        const T* key[4];
         for (int i = 0; i < 4; ++i) key[i] = k.data + std::min<int64_t>(j + i, keys - 1) * head_dim;
+        if (next != nullptr) fetch(next + j * head_dim, 4 * head_dim);
         Vec acc[R][4] = {};
         for (int64_t d = 0; d < whole; d += kLanes) {
             Vec part[4];
-            for (int i = 0; i < 4; ++i) part[i] = load(key[i] + d);
+            for (int i = 0; i < 4; ++i) part[i] = widen(key[i] + d);
             for (int r = 0; r < R; ++r) {
                 const Vec row = load(q + r * ldq + d);
                 for (int i = 0; i < 4; ++i) acc[r][i] += row * part[i];
             }
         }
         for (int r = 0; r < R; ++r) {
-            const Quad sums = sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
-            for (int i = 0; i < 4 && j + i < keys; ++i) {
-                float sum = sums[i];
-                for (int64_t d = whole; d < head_dim; ++d) sum += q[r * ldq + d] * key[i][d];
-                scores[r * kTileKeys + j + i] = sum;
-            }
+            Quad sums = sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+            for (int64_t d = whole; d < head_dim; ++d)
+                for (int i = 0; i < 4; ++i) sums[i] += q[r * ldq + d] * to_float(key[i][d]);
+            std::memcpy(scores + r * kTileKeys + j, &sums, std::min<int64_t>(4, keys - j) * sizeof(float));
         }
     }
 }
 
-inline void dot_all(const float* q, int64_t ldq, const Matrix& k, int64_t keys, int64_t rows, float* scores) {
-    for (; rows >= kDotRows; rows -= kDotRows, q += kDotRows * ldq, scores += kDotRows * kTileKeys)
-        dot_rows<kDotRows>(q, ldq, k, keys, scores);
-    if (rows == 2) dot_rows<2>(q, ldq, k, keys, scores);
-    if (rows == 1) dot_rows<1>(q, ldq, k, keys, scores);
+template <class T>
+inline void dot_all(const float* q, int64_t ldq, const Matrix<T>& k, int64_t keys, int64_t rows, float* scores,
+                    const T* next) {
+    for (; rows >= kDotRows; rows -= kDotRows, q += kDotRows * ldq, scores += kDotRows * kTileKeys, next = nullptr)
+        dot_rows<kDotRows>(q, ldq, k, keys, scores, next);
+    if (rows == 2) dot_rows<2>(q, ldq, k, keys, scores, next);
+    if (rows == 1) dot_rows<1>(q, ldq, k, keys, scores, next);
 }
 
 }  // namespace tw

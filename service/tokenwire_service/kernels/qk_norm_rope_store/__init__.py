@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenwire_service.kernels._cpu_library import type_name
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.qk_norm_rope_store import reference
 
@@ -34,13 +35,18 @@ def qk_norm_rope_store(
     _check(qkv, cos_sin, slot_mapping, key, value, num_heads)
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm must both be given or both be None")
-    if backend.library is None or key.dtype != torch.float32:
+    kept = type_name(key.dtype)
+    if backend.library is None or kept is None:
         return reference.qk_norm_rope_store(
             qkv, cos_sin, slot_mapping, key, value, num_heads, interleaved, q_norm, k_norm, eps
         )
     tokens, (num_blocks, num_kv_heads, block_size, head_dim) = qkv.shape[0], key.shape
-    q = torch.empty((tokens, num_heads, head_dim), dtype=torch.float32)
-    bad = backend.library.functions.tw_qk_norm_rope_store(
+    bad = backend.library.check("tw_check_slots", slot_mapping.data_ptr(), tokens, num_blocks * block_size)
+    if bad >= 0:
+        raise IndexError(f"slot {int(slot_mapping[bad])} of token {bad} is outside {num_blocks} blocks of {block_size}")
+    q = backend.library.empty(tokens, num_heads, head_dim)
+    backend.library.run(
+        f"tw_qk_norm_rope_store_{kept}",
         qkv.data_ptr(),
         0 if cos_sin is None else cos_sin.data_ptr(),
         slot_mapping.data_ptr(),
@@ -53,15 +59,11 @@ def qk_norm_rope_store(
         num_heads,
         num_kv_heads,
         head_dim,
-        num_blocks,
         block_size,
         0 if cos_sin is None else cos_sin.shape[1],
         int(interleaved),
         eps,
-        backend.library.num_threads,
     )
-    if bad >= 0:
-        raise IndexError(f"slot {int(slot_mapping[bad])} of token {bad} is outside {num_blocks} blocks of {block_size}")
     return q
 
 

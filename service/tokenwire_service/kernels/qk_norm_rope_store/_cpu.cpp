@@ -5,8 +5,18 @@
 
 namespace {
 
+struct Args {
+    const float *qkv, *cos_sin;  // cos_sin null rotates nothing
+    const int64_t* slots;
+    void *key, *value;
+    float* q;
+    const float *q_norm, *k_norm;  // null: no norm
+    int64_t tokens, heads, kv_heads, head_dim, block_size, rotary_dim, interleaved;
+    double eps;
+};
+
 struct Rotation {
-    const float* cos_sin;  // cosines then sines of one token; null rotates nothing
+    const float* cos_sin;  // cosines then sines of one token
     int64_t rotary_dim;
     bool interleaved;
 };
@@ -39,34 +49,65 @@ void rotate(float* x, const Rotation& rotation) {
     }
 }
 
+// The largest finite number of each type: beyond it a key would become infinite, and its row's attention no number at all.
+template <class KV>
+constexpr float kLargest = 3.3895314e38f;
+template <>
+constexpr float kLargest<tw::Half> = 65504.0f;
+
+template <class KV>
+void keep(const float* from, int64_t head_dim, void* to, int64_t at) {
+    KV* kept = static_cast<KV*>(to) + at;
+    constexpr float limit = kLargest<KV>;
+    for (int64_t i = 0; i < head_dim; ++i) {
+        float x = from[i];
+        x = x > limit ? limit : x;  // NaN stays
+        x = x < -limit ? -limit : x;
+        tw::from_float(x, kept + i);
+    }
+}
+
+// A token's query head (work < heads) or its key and value of one KV head.
+template <class KV>
+void head(const Args& args, int64_t t, int64_t work, std::vector<float>& scratch) {
+    const int64_t dim = args.head_dim;
+    const float eps = static_cast<float>(args.eps);
+    const float* x = args.qkv + (t * (args.heads + 2 * args.kv_heads) + work) * dim;
+    const Rotation rotation = {args.cos_sin == nullptr ? nullptr : args.cos_sin + t * args.rotary_dim, args.rotary_dim,
+                               args.interleaved != 0};
+    if (work < args.heads) {
+        float* q = args.q + (t * args.heads + work) * dim;
+        copy_or_norm(x, args.q_norm, dim, eps, q);
+        rotate(q, rotation);
+        return;
+    }
+    if (args.slots[t] < 0) return;  // padding: nothing is stored
+    const int64_t block = args.slots[t] / args.block_size, offset = args.slots[t] % args.block_size;
+    const int64_t at = ((block * args.kv_heads + work - args.heads) * args.block_size + offset) * dim;
+    copy_or_norm(x, args.k_norm, dim, eps, scratch.data());
+    rotate(scratch.data(), rotation);
+    keep<KV>(scratch.data(), dim, args.key, at);
+    keep<KV>(x + args.kv_heads * dim, dim, args.value, at);
+}
+
+template <class KV>
+void all_heads(const Args& args) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(args.head_dim);
+    const int64_t heads = args.heads + args.kv_heads;
+#pragma omp for schedule(static)
+    for (int64_t work = 0; work < args.tokens * heads; ++work) head<KV>(args, work / heads, work % heads, scratch);
+}
+
 }  // namespace
 
-// Returns -1, or the first token whose slot is outside the blocks (nothing is written then).
-extern "C" int64_t tw_qk_norm_rope_store(const float* qkv, const float* cos_sin, const int64_t* slots, float* key,
-                                         float* value, float* q_out, const float* q_norm, const float* k_norm,
-                                         int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                                         int64_t blocks, int64_t block_size, int64_t rotary_dim, int64_t interleaved,
-                                         float eps, int64_t threads) {
+// The first token whose slot is outside the blocks (negative is padding), or -1.
+extern "C" int64_t tw_check_slots(const int64_t* slots, int64_t tokens, int64_t num_slots) {
     for (int64_t t = 0; t < tokens; ++t)
-        if (slots[t] < 0 || slots[t] >= blocks * block_size) return t;
-    const int64_t width = (heads + 2 * kv_heads) * head_dim;
-#pragma omp parallel for num_threads(threads) if (tokens * width > 32768)
-    for (int64_t t = 0; t < tokens; ++t) {
-        const float* x = qkv + t * width;
-        const Rotation rotation = {cos_sin == nullptr ? nullptr : cos_sin + t * rotary_dim, rotary_dim,
-                                   interleaved != 0};
-        for (int64_t h = 0; h < heads; ++h, x += head_dim) {
-            float* q = q_out + (t * heads + h) * head_dim;
-            copy_or_norm(x, q_norm, head_dim, eps, q);
-            rotate(q, rotation);
-        }
-        const int64_t block = slots[t] / block_size, offset = slots[t] % block_size;
-        for (int64_t h = 0; h < kv_heads; ++h, x += head_dim) {
-            const int64_t at = ((block * kv_heads + h) * block_size + offset) * head_dim;
-            copy_or_norm(x, k_norm, head_dim, eps, key + at);
-            rotate(key + at, rotation);
-            std::memcpy(value + at, x + kv_heads * head_dim, head_dim * sizeof(float));
-        }
-    }
+        if (slots[t] >= num_slots) return t;
     return -1;
 }
+
+extern "C" void tw_qk_norm_rope_store_float32(const Args* args, tw::Run*) { all_heads<float>(*args); }
+extern "C" void tw_qk_norm_rope_store_float16(const Args* args, tw::Run*) { all_heads<tw::Half>(*args); }
+extern "C" void tw_qk_norm_rope_store_bfloat16(const Args* args, tw::Run*) { all_heads<tw::BFloat>(*args); }

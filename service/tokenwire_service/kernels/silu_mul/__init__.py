@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tokenwire_service.kernels.backend import Backend
@@ -16,8 +15,6 @@ def silu_mul(gate_up: Tensor, backend: Backend) -> Tensor:
     if backend.library is None:
         return reference.silu_mul(gate_up)
     tokens, width = gate_up.shape
-    out = torch.empty((tokens, width // 2), dtype=torch.float32)
-    backend.library.functions.tw_silu_mul(
-        gate_up.data_ptr(), out.data_ptr(), tokens, width // 2, backend.library.num_threads
-    )
+    out = backend.library.empty(tokens, width // 2)
+    backend.library.run("tw_silu_mul", gate_up.data_ptr(), out.data_ptr(), tokens, width // 2)
     return out

@@ -1,14 +1,28 @@
 // silu(gate) * up; see reference.py for the meaning.
 #include "../_cpu.h"
 
-extern "C" int64_t tw_silu_mul(const float* gate_up, float* out, int64_t tokens, int64_t width, int64_t threads) {
-#pragma omp parallel for num_threads(threads) if (tokens * width > 16384)
-    for (int64_t t = 0; t < tokens; ++t) {
-        const float* gate = gate_up + t * 2 * width;
+namespace {
+
+struct Args {
+    const float* gate_up;
+    float* out;
+    int64_t tokens, width;
+};
+
+constexpr int64_t kPiece = 512;  // columns of a piece of work, so that one token keeps several threads busy
+
+}  // namespace
+
+extern "C" void tw_silu_mul(const Args* args, tw::Run*) {
+    const int64_t width = args->width, pieces = (width + kPiece - 1) / kPiece;
+#pragma omp for schedule(static)
+    for (int64_t work = 0; work < args->tokens * pieces; ++work) {
+        const int64_t t = work / pieces, begin = work % pieces * kPiece;
+        const int64_t end = begin + kPiece < width ? begin + kPiece : width;
+        const float* gate = args->gate_up + t * 2 * width;
         const float* up = gate + width;
-        float* row = out + t * width;
+        float* row = args->out + t * width;
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) row[i] = gate[i] / (1.0f + tw::exp_clamped(-gate[i])) * up[i];
+        for (int64_t i = begin; i < end; ++i) row[i] = gate[i] / (1.0f + tw::exp_clamped(-gate[i])) * up[i];
     }
-    return 0;
 }

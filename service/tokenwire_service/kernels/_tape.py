@@ -1,0 +1,108 @@
+"""Graphs on the CPU: the native kernels a piece of work ran, run again in one call and one parallel region."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tokenwire_service.kernels._cpu_library import CpuLibrary
+
+
+class CpuGraph:
+    """Recorded kernels and the memory between them."""
+
+    def __init__(self, library: CpuLibrary, calls: Sequence[tuple[int, bytes]], pool: Pool) -> None:
+        self._library = library
+        self._args = [ctypes.create_string_buffer(args, len(args)) for _, args in calls]
+        words = [
+            word
+            for (kernel, _), args in zip(calls, self._args, strict=True)
+            for word in (kernel, ctypes.addressof(args))
+        ]
+        self._calls = (ctypes.c_void_p * len(words))(*words)
+        self._pool = pool
+
+    def __len__(self) -> int:
+        return len(self._args)
+
+    def replay(self) -> None:
+        """Run the kernels on what the input tensors hold now."""
+        self._library.run_all(self._calls, len(self._args))
+
+
+class CpuGraphRecorder:
+    """Records graphs that share one pool of memory: the results of one are valid until another is recorded or replayed,
+    except for tensors that are still held."""
+
+    def __init__(self, library: CpuLibrary) -> None:
+        self._library = library
+        self._pool = Pool()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory all graphs share."""
+        return self._pool.num_bytes
+
+    def record(self, work: Callable[[], object]) -> CpuGraph:
+        """Run `work` once and record it. Raises ValueError when it computes anything outside of native kernels."""
+        tape = _Tape(self._pool)
+        with self._library.recording(tape), _NativeOnly():
+            work()
+        return CpuGraph(self._library, tape.calls, self._pool)
+
+
+class Pool:
+    """Memory that is used again as soon as no tensor holds it."""
+
+    def __init__(self) -> None:
+        self._storages: defaultdict[int, list[torch.UntypedStorage]] = defaultdict(list)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(size * len(storages) for size, storages in self._storages.items())
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        count = 1
+        for size in shape:
+            count *= size
+        num_bytes = 1 << max(count * dtype.itemsize - 1, 63).bit_length()
+        with _disable_current_modes():  # type: ignore[no-untyped-call]
+            return torch.empty(0, dtype=dtype).set_(self._free(num_bytes), 0, shape)
+
+    def _free(self, num_bytes: int) -> torch.UntypedStorage:
+        """Sizes are powers of two, so that graphs of similar sizes share."""
+        for storage in self._storages[num_bytes]:
+            if torch._C._storage_Use_Count(storage._cdata) == 1:
+                return storage
+        storage = torch.UntypedStorage(num_bytes)
+        self._storages[num_bytes].append(storage)
+        return storage
+
+
+class _Tape:
+    def __init__(self, pool: Pool) -> None:
+        self.calls: list[tuple[int, bytes]] = []
+        self._pool = pool
+
+    def add(self, kernel: int, args: bytes) -> None:
+        self.calls.append((kernel, args))
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._pool.empty(shape, dtype)
+
+
+class _NativeOnly(TorchDispatchMode):
+    """Lets views pass and refuses everything else: torch's own work would be missing from the recording."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.is_view or func in (torch.ops.aten.detach.default, torch.ops.aten.flatten.using_ints):
+            return func(*args, **(kwargs or {}))
+        raise ValueError(f"{func} cannot be recorded: it is no native kernel")

@@ -1,0 +1,115 @@
+// Dense linear layers over packed float weights; see _cpu.h for the layout and reference.py for the meaning.
+#include "_cpu.h"
+
+namespace {
+
+using namespace tw;
+
+constexpr int kRows = kLanes == 16 ? 12 : 6;  // rows of x a block of accumulators spans
+
+struct Args {
+    const float* x;
+    const void* weight;
+    const float* bias;  // may be null
+    float* out;
+    int64_t rows, out_features, in_features;
+};
+
+// One panel's outputs for R rows.
+template <int R, class W>
+void block(const Args& args, const W* panel, int64_t row, int64_t column) {
+    Vec sum[R][kPanelVecs] = {};
+    const float* x = args.x + row * args.in_features;
+    for (int64_t k = 0; k < args.in_features; ++k) {
+        Vec weight[kPanelVecs];
+        for (int i = 0; i < kPanelVecs; ++i) weight[i] = widen(panel + k * kPanel + i * kLanes);
+        for (int r = 0; r < R; ++r) {
+            const Vec factor = Vec{} + x[r * args.in_features + k];
+            for (int i = 0; i < kPanelVecs; ++i) sum[r][i] += factor * weight[i];
+        }
+    }
+    for (int i = 0; i < kPanelVecs; ++i) {
+        const int64_t at = column + i * kLanes, left = args.out_features - at;
+        Vec bias = {};
+        if (args.bias != nullptr && left > 0)
+            std::memcpy(&bias, args.bias + at, (left < kLanes ? left : kLanes) * sizeof(float));
+        for (int r = 0; r < R; ++r) write_vec(args.out + (row + r) * args.out_features + at, sum[r][i] + bias, left);
+    }
+}
+
+template <class W, int R = kRows>
+void some_rows(const Args& args, const W* panel, int64_t row, int64_t count, int64_t column) {
+    if (count == R) return block<R, W>(args, panel, row, column);
+    if constexpr (R > 1) some_rows<W, R - 1>(args, panel, row, count, column);
+}
+
+template <class W>
+void multiply(const Args& args, const Run& run) {
+    const Split split = split_work(args.rows, args.out_features, 4 * kRows, run.threads);
+#pragma omp for schedule(static)
+    for (int64_t work = 0; work < split.panels * split.row_parts; ++work) {
+        const int64_t panel = work / split.row_parts, part = work % split.row_parts;
+        const W* weight = static_cast<const W*>(args.weight) + panel * kPanel * args.in_features;
+        const int64_t first = args.rows * part / split.row_parts, end = args.rows * (part + 1) / split.row_parts;
+        const int64_t blocks = (end - first + kRows - 1) / kRows;
+        for (int64_t i = 0; i < blocks; ++i) {  // blocks of equal height: a last one of a single row would be slow
+            const int64_t from = first + (end - first) * i / blocks, to = first + (end - first) * (i + 1) / blocks;
+            some_rows<W>(args, weight, from, to - from, panel * kPanel);
+        }
+    }
+}
+
+struct PackArgs {
+    const float* weight;  // [out_features, in_features]
+    void* packed;
+    int64_t out_features, in_features;
+};
+
+template <class W>
+void pack(const PackArgs& args) {
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < (args.out_features + kPanel - 1) / kPanel; ++panel) {
+        W* to = static_cast<W*>(args.packed) + panel * kPanel * args.in_features;
+        for (int64_t k = 0; k < args.in_features; ++k)
+            for (int64_t i = 0; i < kPanel; ++i) {
+                const int64_t row = panel * kPanel + i;
+                from_float(row < args.out_features ? args.weight[row * args.in_features + k] : 0.0f, to++);
+            }
+    }
+}
+
+struct RowsArgs {
+    const int64_t* ids;
+    const void* weight;
+    float* out;
+    int64_t count, first_id, out_features, in_features;
+};
+
+// Rows of a packed weight, as an embedding looks them up; zeros for ids outside of it.
+template <class W>
+void gather(const RowsArgs& args) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < args.count; ++i) {
+        const int64_t row = args.ids[i] - args.first_id, width = args.in_features;
+        float* to = args.out + i * width;
+        if (row < 0 || row >= args.out_features) {
+            std::memset(to, 0, width * sizeof(float));
+            continue;
+        }
+        const W* from = static_cast<const W*>(args.weight) + row / kPanel * kPanel * width + row % kPanel;
+        for (int64_t k = 0; k < width; ++k) to[k] = to_float(from[k * kPanel]);
+    }
+}
+
+}  // namespace
+
+extern "C" int64_t tw_linear_panel() { return kPanel; }
+
+#define TW_LINEAR(NAME, TYPE)                                                                              \
+    extern "C" void tw_linear_##NAME(const Args* args, Run* run) { multiply<TYPE>(*args, *run); }          \
+    extern "C" void tw_linear_pack_##NAME(const PackArgs* args, Run*) { pack<TYPE>(*args); }               \
+    extern "C" void tw_linear_rows_##NAME(const RowsArgs* args, Run*) { gather<TYPE>(*args); }
+
+TW_LINEAR(float32, float)
+TW_LINEAR(float16, Half)
+TW_LINEAR(bfloat16, BFloat)

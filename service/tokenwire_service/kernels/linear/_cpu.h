@@ -1,0 +1,34 @@
+// Shared by the linear kernels: how packed weights lie in memory.
+//
+// Output features are cut into panels of kPanel; a panel holds, for each input feature in turn, that feature's weights for all
+// its outputs, side by side. The last panel is padded with zeros. Every output is one chain of multiply-adds over the input
+// features in order, whatever the number of rows: a row's result does not depend on who else is in the batch.
+#pragma once
+
+#include "../_cpu.h"
+
+namespace tw {
+
+constexpr int kPanelVecs = 2;
+constexpr int64_t kPanel = kPanelVecs * kLanes;
+
+// How a [rows, panels] product is cut into pieces of work: by panels, and by rows too where panels are few.
+struct Split {
+    int64_t panels, row_parts;
+};
+
+static inline Split split_work(int64_t rows, int64_t out_features, int64_t min_rows, int64_t threads) {
+    const int64_t panels = (out_features + kPanel - 1) / kPanel;
+    const int64_t wanted = (8 * threads + panels - 1) / panels, possible = (rows + min_rows - 1) / min_rows;
+    return {panels, wanted < possible ? wanted : possible};
+}
+
+// Writes a vector's worth of results, fewer where the row ends.
+static inline void write_vec(float* to, Vec value, int64_t left) {
+    if (left >= kLanes)
+        store(to, value);
+    else if (left > 0)
+        std::memcpy(to, &value, left * sizeof(float));
+}
+
+}  // namespace tw
