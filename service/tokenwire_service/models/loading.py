@@ -29,9 +29,9 @@ def load_weights(
     """Consumes (Hugging Face name, tensor) pairs in any order; casts, cuts, fuses and packs each as it comes.
 
     A tensor may be dropped by its producer once the next one is asked for. `dtype` is what the model is held in; the
-    backend (select_backend's for the CPU unless given) says what linear weights are packed to. Raises WeightsError naming
-    the tensor that is missing, left over, repeated or of the wrong shape, and UnsupportedModelError when the model does not
-    divide by the group.
+    backend (select_backend's for the CPU unless given) says what linear weights are packed to. Raises WeightsError
+    naming the tensor that is missing, left over, repeated or of the wrong shape, and UnsupportedModelError when the
+    model does not divide by the group.
     """
     _check_divides(spec, group)
     backend = backend or select_backend(torch.device("cpu"), dtype)
