@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -85,7 +86,14 @@ def _measure(name: str) -> Measured:
     try:
         return _compile(name, variants_by_name()[name])
     except Exception as error:
-        return Measured(name, error=f"{type(error).__name__}: {error}")
+        return Measured(name, error="\n".join(_reasons(error)))
+
+
+def _reasons(error: BaseException | None) -> Iterator[str]:
+    """An error and what caused it: Triton names the caller first, the fault in the called function last."""
+    while error is not None:
+        yield f"{type(error).__name__}: {error}"
+        error = error.__cause__
 
 
 def _compile(name: str, variant: Variant) -> Measured:
