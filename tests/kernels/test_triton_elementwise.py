@@ -18,7 +18,9 @@ from tokenwire_service.kernels.gelu_mul import gelu_mul
 from tokenwire_service.kernels.silu_mul import silu_mul
 
 TRITON = Backend(torch.device("cpu"), triton=True)
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+pytestmark = pytest.mark.usefixtures("exact_bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +156,7 @@ def test_gelu_refuses_other_layouts() -> None:
             gelu_mul(wrong, True, reference_backend())
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("id_dtype", [torch.int64, torch.int32], ids=str)
 @pytest.mark.parametrize("width", [1, 37, 1027])
 def test_embedding_of_a_part_of_the_vocabulary(dtype: torch.dtype, id_dtype: torch.dtype, width: int) -> None:
@@ -174,7 +176,7 @@ def test_embedding_of_ids_outside_the_vocabulary_is_zero() -> None:
     assert embed_gather(ids[:0], torch.ones(10, 3), 0, 10, TRITON).shape == (0, 3)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [1, 37, 1027])
 def test_gather_rows(dtype: torch.dtype, width: int) -> None:
     torch.manual_seed(0)
