@@ -14,6 +14,7 @@ from tokenwire_service.errors import ConfigError
 
 EMBEDDED_MODEL_ID = "smollm2-135m-instruct"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
 OPENMP_SPIN = ("GOMP_SPINCOUNT", "3000")
 """What the engine finds in its environment unless the operator set it: how long OpenMP threads spin at a barrier. The
 library's own default, about a millisecond, makes a step 3 to 10 times slower whenever anything else wants a core."""
@@ -78,6 +79,7 @@ class EngineConfig:
     step_timeout_s: float = flag(
         60.0, "An engine with work that makes no step for this long is taken for hung and restarted."
     )
+    device: str = flag("auto", "Where the model runs; 'auto' takes a GPU when there is one.", choices=DEVICES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_engine(engine: EngineConfig) -> None:
+    _require(engine.device in DEVICES, f"--device {engine.device}: use one of {', '.join(DEVICES)}")
     _require(engine.num_shard == 1, f"--num-shard {engine.num_shard}: only 1 is supported yet")
     _require(engine.block_size in (16, 32, 64, 128), f"--block-size {engine.block_size}: use 16, 32, 64 or 128")
     _require(0.0 < engine.kv_cache_memory_fraction <= 1.0, "--kv-cache-memory-fraction must be in (0, 1]")

@@ -58,8 +58,10 @@ def test_rows_of_a_packed_weight(backends: dict[str, Backend], form: LinearForma
     expected = torch.cat((held(weight, form)[ids[:4]], torch.zeros(2, 45)))
     for backend in native(backends, form):
         table = pack_table(weight, backend)
-        torch.testing.assert_close(rows(ids, table, 0, 70), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(rows(ids, table, 0, 99), expected, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(rows(ids + 10, table, 10, 90), expected, atol=1e-6, rtol=1e-6)
+        with pytest.raises(IndexError):
+            rows(ids, table, 0, 70)
 
 
 def test_eight_bits_hold_what_eight_bits_gave(backends: dict[str, Backend]) -> None:

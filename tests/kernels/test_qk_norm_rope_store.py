@@ -134,3 +134,16 @@ def test_narrow_blocks_hold_rounded_numbers(backends: dict[str, Backend], dtype:
         assert torch.equal(*q)
         assert torch.equal(narrow.key.nan_to_num(-1), wide.key.to(dtype).nan_to_num(-1))
         assert torch.equal(narrow.value.nan_to_num(-1), wide.value.to(dtype).nan_to_num(-1))
+
+
+def test_padding_is_stored_nowhere(backends: dict[str, Backend]) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(3, (NUM_HEADS + 2 * NUM_KV_HEADS) * 16)
+    for backend in backends.values():
+        kv = poisoned_blocks(NUM_BLOCKS, NUM_KV_HEADS, BLOCK_SIZE, 16)
+        slots = torch.tensor([-1, 4, -1])
+        qk_norm_rope_store(qkv, None, slots, kv.key, kv.value, num_heads=NUM_HEADS, backend=backend)
+        assert int(kv.key.isfinite().sum()) == NUM_KV_HEADS * 16
+        slots[0] = -2
+        with pytest.raises(IndexError):
+            qk_norm_rope_store(qkv, None, slots, kv.key, kv.value, num_heads=NUM_HEADS, backend=backend)

@@ -1,6 +1,6 @@
 """Compiles every Triton variant the launchers use for an H100 or H200 (sm_90), without a GPU.
 
-`tests/kernels/gate/<op>.py` names the variants of one operation: `def variants() -> list[Variant]`. Real compilation needs
+`tests/kernels/gate/<op>.py` names the variants of one operation: `def variants() -> list[Variant]`. Compiling needs
 a process in which Triton does not interpret, so a test calls `measure_variants`, which runs this module as one.
 """
 
@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -29,8 +30,8 @@ SHARED_MEMORY_LIMIT = 232448
 class Variant:
     """One way in which a launcher calls a kernel.
 
-    signature: the type of every parameter, as Triton writes it ("*bf16", "*fp8e4nv", "i32", "i64", "fp32"), "constexpr" for
-    those whose value is in `constants` (None for an absent pointer).
+    signature: the type of every parameter, as Triton writes it ("*bf16", "*fp8e4nv", "i32", "i64", "fp32"), or
+    "constexpr" for one whose value is in `constants` (None for an absent pointer).
     aligned: the pointers and integers that are divisible by 16. wgmma: whether Hopper's matrix instruction must occur.
     """
 
@@ -60,7 +61,7 @@ class Measured:
 
 
 def variants_by_name() -> dict[str, Variant]:
-    """All variants as "<op>-<name>". Under the interpreter their kernels cannot be compiled, their names are the same."""
+    """All variants as "<op>-<name>". Their kernels can be compiled only where Triton does not interpret."""
     found: dict[str, Variant] = {}
     for path in sorted(GATE.glob("*.py")):
         for variant in import_module(f"tests.kernels.gate.{path.stem}").variants():
@@ -85,7 +86,14 @@ def _measure(name: str) -> Measured:
     try:
         return _compile(name, variants_by_name()[name])
     except Exception as error:
-        return Measured(name, error=f"{type(error).__name__}: {error}")
+        return Measured(name, error="\n".join(_reasons(error)))
+
+
+def _reasons(error: BaseException | None) -> Iterator[str]:
+    """An error and what caused it: Triton names the caller first, the fault in the called function last."""
+    while error is not None:
+        yield f"{type(error).__name__}: {error}"
+        error = error.__cause__
 
 
 def _compile(name: str, variant: Variant) -> Measured:

@@ -69,9 +69,13 @@ class PromptScored:
     logprobs: tuple[TokenLogprob, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokensGenerated:
-    """New tokens of one candidate. `finish` is set on its last one."""
+    """New tokens of one candidate. `finish` is set on its last one.
+
+    Never changed once made; not frozen, because there is one per sequence and step, and making a frozen object takes
+    five times as long.
+    """
 
     request_id: str
     index: int
@@ -94,6 +98,10 @@ class Completed:
     """From first scheduling to the first token."""
     total_time_s: float
     num_preemptions: int
+    draft_tokens: int = 0
+    """Tokens guessed by speculation."""
+    accepted_draft_tokens: int = 0
+    """Of these, tokens of the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +138,5 @@ class EngineStats:
     preemptions: int = 0
     step_time_s: float = 0.0
     """Duration of the last step."""
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0

@@ -60,8 +60,14 @@ _FLOATS: Mapping[torch.dtype, str] = MappingProxyType(
 )
 """Types in which weights, keys and values may be kept; kernels compute in float32."""
 _CHECKS: Mapping[str, int] = MappingProxyType(
-    {"tw_check_batch": 8, "tw_check_slots": 3, "tw_linear_int8_bytes": 2, "tw_linear_int8_activation_bytes": 0}
-    | {"tw_linear_panel": 0}
+    {
+        "tw_check_batch": 8,
+        "tw_check_rows": 3,
+        "tw_check_slots": 3,
+        "tw_linear_int8_activation_bytes": 0,
+        "tw_linear_int8_bytes": 2,
+        "tw_linear_panel": 0,
+    }
 )
 """Plain functions of so many pointers and integers, which return an int64 and are never recorded."""
 
@@ -124,6 +130,15 @@ class CpuLibrary:
             yield
         finally:
             self._recording = None
+
+
+def check_rows(library: CpuLibrary, ids: Tensor, num_rows: int) -> None:
+    """Raises ValueError unless ids are contiguous int64 [T], IndexError for one outside [0, num_rows)."""
+    if ids.dim() != 1 or ids.dtype is not torch.int64 or not ids.is_contiguous():
+        raise ValueError(f"ids must be contiguous int64 [T], got {ids.dtype} {tuple(ids.shape)}")
+    bad = library.check("tw_check_rows", ids.data_ptr(), len(ids), num_rows)
+    if bad >= 0:
+        raise IndexError(f"{int(ids[bad])} is outside [0, {num_rows})")
 
 
 def type_name(dtype: torch.dtype) -> str | None:

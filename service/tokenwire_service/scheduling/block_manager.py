@@ -77,38 +77,39 @@ class BlockManager:
         for block_id in hits:
             self._pool.hold(block_id)
         sequence.block_ids = hits + [self._pool.allocate() for _ in range(num_new)]
-        sequence.num_published_blocks = len(hits)
-        sequence.num_computed_tokens = sequence.num_confirmed_tokens = len(hits) * self.block_size
+        sequence.capacity = len(sequence.block_ids) * self.block_size
+        num_cached = len(hits) * self.block_size
+        sequence.num_published_tokens = sequence.num_computed_tokens = sequence.num_confirmed_tokens = num_cached
         self._count(sequence)
         return True
 
-    def extend_table(self, sequence: Sequence, num_tokens: int) -> tuple[int, ...] | None:
-        """Append blocks until the table holds `num_tokens`. None, and nothing changed, when too few are free."""
-        if num_tokens <= len(sequence.block_ids) * self.block_size:
+    def extend_table(self, sequence: Sequence, num_tokens: int, num_spare: int = 0) -> tuple[int, ...] | None:
+        """Append blocks until the table holds `num_tokens`. None, and nothing changed, when fewer than `num_spare`
+        blocks would stay free."""
+        if num_tokens <= sequence.capacity:
             return ()
         num_new = self._num_blocks_for(num_tokens) - len(sequence.block_ids)
-        if num_new > self._pool.num_free:
+        if self._pool.num_free - num_new < num_spare:
             return None
         new = tuple([self._pool.allocate() for _ in range(num_new)])
         sequence.block_ids.extend(new)
+        sequence.capacity += num_new * self.block_size
         return new
 
     def publish(self, sequence: Sequence) -> None:
         """Offer the blocks that `num_confirmed_tokens` fills to the prefix cache. Their token ids must be known."""
         num_full = sequence.num_confirmed_tokens // self.block_size
-        if num_full <= sequence.num_published_blocks:
-            return
         if self.prefix_caching and not sequence.request.cache.bypass:
-            for idx in range(sequence.num_published_blocks, num_full):
+            for idx in range(sequence.num_published_tokens // self.block_size, num_full):
                 self._pool.publish(sequence.block_ids[idx], self._digest(sequence, idx))
-        sequence.num_published_blocks = num_full
+        sequence.num_published_tokens = num_full * self.block_size
 
     def close_table(self, sequence: Sequence) -> None:
         """Release every block, the last first, so that the ends of prefixes are evicted before their beginnings."""
         for block_id in reversed(sequence.block_ids):
             self._pool.release(block_id)
         sequence.block_ids = []
-        sequence.num_published_blocks = 0
+        sequence.capacity = sequence.num_published_tokens = 0
 
     def flush(self) -> None:
         """Forget every cached prefix that no sequence holds."""
@@ -119,6 +120,7 @@ class BlockManager:
         still be written is shared. O(blocks)."""
         self._pool.check_integrity()
         holders: Counter[int] = Counter()
+        sequences = list(sequences)
         for sequence in sequences:
             holders.update(sequence.block_ids)
             assert len(sequence.block_ids) == len(set(sequence.block_ids)), "a block is twice in one table"
@@ -126,6 +128,8 @@ class BlockManager:
             num_holders = self._pool.num_holders(block_id)
             assert num_holders == holders[block_id], f"block {block_id}: refcount differs from holders"
             assert num_holders <= 1 or self._pool.is_published(block_id), f"block {block_id}: writable and shared"
+        for sequence in sequences:
+            assert sequence.capacity == len(sequence.block_ids) * self.block_size, "capacity miscounted"
 
     def _count(self, sequence: Sequence) -> None:
         if sequence.looked_up or not (self.prefix_caching and sequence.reads_cache):

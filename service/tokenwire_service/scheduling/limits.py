@@ -26,11 +26,18 @@ class SchedulerLimits:
     """A waiting request gains one level of priority in each interval."""
     vocab_size: int = 1 << 31
     """Rows of the model's embedding: every token id of a request is less."""
+    num_draft_tokens: int = 0
+    """Guesses verified with a sequence's next token at most; 0 is no speculation."""
+    draft_max_batch: int = 4
+    """No guesses while more sequences run than this: a full batch has no idle arithmetic to verify them with."""
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1")
+        for name in ("num_draft_tokens", "draft_max_batch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0")
         if not self.ageing_interval_s > 0:
             raise ValueError("ageing_interval_s must be > 0")
 

@@ -2,7 +2,8 @@
 
 Everything is host data (ints and tuples), so that rank 0 can flatten it into one int32 buffer for the other ranks.
 A runner keeps slot-indexed state (token ids, block table, sampling parameters) and applies these deltas to it; the
-tokens a slot generated are the runner's own knowledge and never travel back in a plan.
+tokens a slot generated are the runner's own knowledge and never travel back in a plan. Nothing here is changed once
+made; what there is one of per row is not frozen, because making a frozen object takes five times as long.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SlotJoin:
     prompt_logprobs: LogprobsParams | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledSlot:
     """One row of the step's flat batch: `num_tokens` tokens of `slot` from position `start` on."""
 
@@ -49,7 +50,8 @@ class ScheduledSlot:
     """True when prompt log-probabilities are wanted for this chunk."""
     draft_token_ids: tuple[int, ...] = ()
     """Guesses for the tokens after position `start`, computed in the same pass (`num_tokens` counts them). The row
-    brings the drawn tokens up to and including the first that differs from its guess."""
+    brings the drawn tokens up to and including the first that differs from its guess, or one more than the guesses
+    when none does: they are the tokens that steps without a draft would have drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,13 @@ class SchedulerOutput:
         return sum(row.num_tokens for row in self.scheduled)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlotResult:
     """What one scheduled slot brought: drawn tokens, prompt log-probabilities, or a failure of this slot alone."""
 
     slot: int
     token_ids: tuple[int, ...] = ()
-    """Tokens drawn this step; empty when the row does not sample."""
+    """Tokens drawn this step, one unless the row had a draft; empty when the row does not sample."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of `token_ids` when the slot asked for them."""
     prompt_offset: int = 0

@@ -29,7 +29,20 @@ class StepPlan:
         self.budget -= num_tokens
         sequence.num_computed_tokens = end
         if samples:
-            sequence.num_pending_tokens += 1
+            sequence.num_tokens += 1
+
+    def decode(self, sequence: Sequence, new_block_ids: tuple[int, ...], draft_token_ids: tuple[int, ...] = ()) -> None:
+        """Add a row for the one known token not computed yet. It counts on one new token, whatever guesses go along."""
+        start = sequence.num_computed_tokens
+        num_drafts = len(draft_token_ids)
+        self.rows.append(
+            ScheduledSlot(sequence.slot, start, 1 + num_drafts, new_block_ids, True, False, draft_token_ids)
+        )
+        self.owners.append((sequence, sequence.epoch))
+        self.budget -= 1 + num_drafts
+        sequence.num_computed_tokens = start + 1
+        sequence.num_tokens += 1
+        sequence.num_draft_tokens = num_drafts
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class RequestBook:
         self.now = 0.0
         self.num_live_candidates = 0
         self.num_generated_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_draft_tokens = 0
         self._states: dict[str, RequestState] = {}
         self._timers: LazyHeap[tuple[RequestState, Timer]] = LazyHeap(_is_pending)
         self._events: list[EngineEvent] = []
@@ -110,6 +112,13 @@ class RequestBook:
         self.num_generated_tokens += len(token_ids)
         self._events.append(TokensGenerated(state.request.request_id, sequence.index, token_ids, logprobs, finish))
 
+    def draft_verified(self, state: RequestState, num_drafted: int, num_accepted: int) -> None:
+        """Count guesses; `num_accepted` of them became tokens of the output."""
+        state.num_draft_tokens += num_drafted
+        state.num_accepted_draft_tokens += num_accepted
+        self.num_draft_tokens += num_drafted
+        self.num_accepted_draft_tokens += num_accepted
+
     def finish_reported(self, sequence: Sequence, finish: Finish) -> None:
         """Report an end that comes with no token."""
         self.admit(sequence.state, 0)
@@ -155,6 +164,8 @@ class RequestBook:
             prefill_time_s=first_token - admitted,
             total_time_s=max(0.0, self.now - request.arrival_time),
             num_preemptions=state.num_preemptions,
+            draft_tokens=state.num_draft_tokens,
+            accepted_draft_tokens=state.num_accepted_draft_tokens,
         )
 
 

@@ -19,7 +19,14 @@ from bisect import insort
 from collections import deque
 from operator import attrgetter
 
-from tokenwire_service.core.events import EngineEvent, EngineStats, FailureReason, Finish, FinishReason
+from tokenwire_service.core.events import (
+    EngineEvent,
+    EngineStats,
+    FailureReason,
+    Finish,
+    FinishReason,
+    TokenLogprob,
+)
 from tokenwire_service.core.params import Request
 from tokenwire_service.errors import InvalidParameterError
 from tokenwire_service.scheduling.block_manager import BlockManager
@@ -29,6 +36,7 @@ from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, 
 from tokenwire_service.scheduling.plan import StepInFlight, StepPlan, join_of
 from tokenwire_service.scheduling.request_book import RequestBook, Timer
 from tokenwire_service.scheduling.sequence import RequestState, Sequence, SequenceStatus, make_request_state
+from tokenwire_service.scheduling.speculation import Speculation
 
 _by_rank = attrgetter("rank")
 
@@ -50,6 +58,7 @@ class Scheduler:
             hash_key=hash_key,
         )
         self._book = RequestBook()
+        self._speculation = Speculation(limits, self._blocks, self._book)
         self._waiting: LazyHeap[Sequence] = LazyHeap(_is_waiting)
         self._num_waiting_tokens = 0
         self._running: list[Sequence] = []
@@ -150,6 +159,13 @@ class Scheduler:
         """True while a request is live or a step in flight: the engine must go on stepping."""
         return bool(len(self._book) or self._in_flight)
 
+    def wants_confirmed_tokens(self) -> bool:
+        """True when the next step would do better if every step in flight were updated first: guesses go on from a text
+        that is known. An engine that runs ahead waits then; one that does not loses speed and nothing else."""
+        return self._speculation.active(len(self._running)) and any(
+            self._speculation.awaits_tokens(sequence) for sequence in self._running
+        )
+
     def next_deadline(self) -> float | None:
         """When `drop_expired` next has something to do, if nothing else happens."""
         due = self._book.next_due()
@@ -176,6 +192,8 @@ class Scheduler:
             generated_tokens=self._book.num_generated_tokens,
             preemptions=self._num_preemptions,
             step_time_s=self._step_time_s,
+            draft_tokens=self._book.num_draft_tokens,
+            accepted_draft_tokens=self._book.num_accepted_draft_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -195,17 +213,7 @@ class Scheduler:
         for state in self._book.states():
             assert state.num_live == len(state.live_sequences()) > 0, "a request without live candidates"
         for sequence in live:
-            self._check_sequence(sequence)
-
-    def _check_sequence(self, sequence: Sequence) -> None:
-        if sequence.status is not SequenceStatus.RUNNING:
-            assert not sequence.block_ids, "blocks held by a sequence that does not run"
-            assert sequence.num_computed_tokens == sequence.num_pending_tokens == 0, "tokens in flight of no slot"
-            return
-        capacity = len(sequence.block_ids) * self._limits.block_size
-        assert sequence.num_confirmed_tokens <= sequence.num_computed_tokens <= capacity, "computed past its blocks"
-        assert sequence.num_computed_tokens < sequence.num_tokens, "computed more tokens than there are"
-        assert sequence.num_tokens <= sequence.max_num_tokens, "longer than asked for"
+            sequence.check_integrity()
 
     def _shares_prompt(self, state: RequestState) -> bool:
         """True when candidates after the first gain by waiting for the first one's prompt blocks."""
@@ -235,18 +243,22 @@ class Scheduler:
     def _plan_decodes(self, plan: StepPlan) -> list[Sequence]:
         """Add a row for every running sequence with one token to go; return those with more, the prefills."""
         prefills: list[Sequence] = []
-        idx = 0
-        # Preempting shortens the list, but only beyond idx.
-        while idx < len(self._running):
-            sequence = self._running[idx]
-            idx += 1
+        num_running = len(self._running)
+        drafts = self._speculation.active(num_running)
+        # Preempting shortens the list, but only beyond the sequence at hand.
+        for sequence in self._running:
             num_tokens = sequence.num_tokens
             if num_tokens <= sequence.num_prompt_tokens or num_tokens - sequence.num_computed_tokens > 1:
                 prefills.append(sequence)
-            elif num_tokens < sequence.max_num_tokens:
-                new_block_ids = self._make_room(sequence, num_tokens)
-                if new_block_ids is not None:
-                    plan.compute(sequence, 1, new_block_ids)
+            elif num_tokens < sequence.max_num_tokens and not sequence.num_draft_tokens:
+                new_block_ids = () if num_tokens <= sequence.capacity else self._make_room(sequence, num_tokens)
+                if new_block_ids is None:
+                    continue
+                if drafts:
+                    guesses, more_block_ids = self._speculation.draft(sequence, plan.budget, num_running)
+                    plan.decode(sequence, new_block_ids + more_block_ids, guesses)
+                else:
+                    plan.decode(sequence, new_block_ids)
         return prefills
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> tuple[int, ...] | None:
@@ -307,23 +319,33 @@ class Scheduler:
             self._withdraw_all(sequence.state)
             self._book.fail(sequence.state, FailureReason.ENGINE_FAILURE, result.failure)
             return
+        if row.draft_token_ids:
+            drawn = () if result is None else result.token_ids
+            num_taken, finish = self._speculation.confirm(row, sequence, drawn)
+            self._tell(sequence, drawn[:num_taken], (), finish)
+            return
         sequence.num_confirmed_tokens = end = row.start + row.num_tokens
-        self._blocks.publish(sequence)
-        if row.score_prompt and result is not None:
-            self._book.prompt_scored(sequence, result.prompt_offset, result.prompt_logprobs)
-        if row.start < sequence.num_prompt_tokens <= end:
-            self._release_held(sequence)
+        if end - sequence.num_published_tokens >= self._limits.block_size:
+            self._blocks.publish(sequence)
+        if row.start < sequence.num_prompt_tokens:
+            if row.score_prompt and result is not None:
+                self._book.prompt_scored(sequence, result.prompt_offset, result.prompt_logprobs)
+            if end >= sequence.num_prompt_tokens:
+                self._release_held(sequence)
         if row.samples:
             if result is None or len(result.token_ids) != 1:
-                raise ValueError(f"slot {row.slot}: a row that samples brings exactly one token")
-            self._append_token(sequence, result)
+                raise ValueError(f"slot {row.slot}: a row that samples without a draft brings exactly one token")
+            finish = sequence.append_token(result.token_ids[0])
+            self._tell(sequence, result.token_ids, result.logprobs, finish)
 
-    def _append_token(self, sequence: Sequence, result: SlotResult) -> None:
-        token_id = result.token_ids[0]
-        sequence.num_pending_tokens -= 1
-        sequence.token_ids.append(token_id)
-        finish = _finish_after(sequence, token_id)
-        self._book.tokens_generated(sequence, result.token_ids, result.logprobs, finish)
+    def _tell(
+        self,
+        sequence: Sequence,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+        finish: Finish | None,
+    ) -> None:
+        self._book.tokens_generated(sequence, token_ids, logprobs, finish)
         if finish is not None:
             self._end(sequence)
 
@@ -360,12 +382,3 @@ class Scheduler:
 
 def _is_waiting(sequence: Sequence) -> bool:
     return sequence.status is SequenceStatus.WAITING
-
-
-def _finish_after(sequence: Sequence, token_id: int) -> Finish | None:
-    stopping = sequence.state.request.stopping
-    if token_id in stopping.stop_token_ids:
-        return Finish(FinishReason.STOP, token_id)
-    if len(sequence.token_ids) < sequence.max_num_tokens:
-        return None
-    return Finish(FinishReason.CONTEXT_LENGTH if stopping.context_limited else FinishReason.MAX_TOKENS)

@@ -1,4 +1,4 @@
-"""What the gated activation is compiled for."""
+"""What SwiGLU is compiled for."""
 
 from __future__ import annotations
 
@@ -7,5 +7,13 @@ from tokenwire_service.kernels.silu_mul import _triton
 
 
 def variants() -> list[Variant]:
-    signature = {"gate_up": "*bf16", "out": "*bf16", "width": "i32", "BLOCK": "constexpr"}
-    return [Variant("bf16", _triton.silu_mul_kernel, signature, {"BLOCK": _triton.BLOCK})]
+    return [
+        Variant(
+            dtype,
+            _triton.silu_mul_kernel,
+            {"gate_up": f"*{dtype}", "out": f"*{dtype}", "width": "i32", "BLOCK": "constexpr"},
+            {"BLOCK": _triton.BLOCK},
+            aligned=("gate_up", "out", "width"),
+        )
+        for dtype in ("bf16", "fp32")
+    ]

@@ -17,6 +17,10 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
         raise ValueError(f"residual must be contiguous [T, E] with weight [E], got {tuple(residual.shape)}")
     if delta is not None and (delta.shape != residual.shape or not delta.is_contiguous()):
         raise ValueError(f"delta must be contiguous {tuple(residual.shape)}, got {tuple(delta.shape)}")
+    if backend.triton:
+        from tokenwire_service.kernels.add_rms_norm import _triton
+
+        return _triton.add_rms_norm(residual, delta, weight, eps)
     if backend.library is None:
         return reference.add_rms_norm(residual, delta, weight, eps)
     out = backend.library.empty(*residual.shape)

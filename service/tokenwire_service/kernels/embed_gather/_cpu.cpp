@@ -12,6 +12,13 @@ struct Args {
 
 }  // namespace
 
+// The first of the ids that is no row, or -1.
+extern "C" int64_t tw_check_rows(const int64_t* ids, int64_t count, int64_t rows) {
+    for (int64_t i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= rows) return i;
+    return -1;
+}
+
 extern "C" void tw_embed_gather(const Args* args, tw::Run*) {
     const size_t bytes = args->width * sizeof(float);
 #pragma omp for schedule(static)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenwire_service.kernels._cpu_library import CpuLibrary
+from tokenwire_service.kernels._cpu_library import CpuLibrary, check_rows
 from tokenwire_service.kernels.backend import Backend, LinearFormat
 from tokenwire_service.kernels.embed_gather import embed_gather
 from tokenwire_service.kernels.linear import reference
@@ -57,28 +57,29 @@ def pack_table(weight: Tensor, backend: Backend) -> LinearWeight:
     return LinearWeight(weight, weight.shape[0], weight.shape[1], LinearFormat.PLAIN, backend)
 
 
-def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
-    """x [T, K] → x W^T + bias, [T, N]. Raises ValueError when x does not fit.
+def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """x [T, K] → x W^T + bias, [T, N], written into `out` when given. Raises ValueError when either does not fit.
 
     In the native formats each row's result depends on that row alone, bit for bit.
     """
     if x.dim() != 2 or x.shape[1] != weight.in_features:
         raise ValueError(f"x must be [T, {weight.in_features}], got {tuple(x.shape)}")
+    if weight.format.is_native:
+        return _linear_native(x, weight, bias, out)
     if weight.format is LinearFormat.PLAIN:
-        return reference.linear(x, weight.data, bias)
-    if weight.format is LinearFormat.ONEDNN:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
-        return result
-    return _linear_native(x, weight, bias)
+        result = reference.linear(x, weight.data, bias)
+    else:
+        result = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
+    return result if out is None else out.copy_(result)
 
 
 def rows(ids: Tensor, weight: LinearWeight, first_id: int, vocab_size: int) -> Tensor:
     """ids int64 [T] → [T, K]: the weight's rows `ids - first_id`; zeros outside of them. See embed_gather."""
     if not weight.format.is_native:
         return embed_gather(ids, weight.data, first_id, vocab_size, weight.backend)
-    if ids.dim() != 1 or ids.dtype != torch.int64 or not ids.is_contiguous():
-        raise ValueError(f"ids must be contiguous int64 [T], got {ids.dtype} {tuple(ids.shape)}")
     library = _library(weight)
+    if weight.out_features == vocab_size:
+        check_rows(library, ids, vocab_size)
     out = library.empty(len(ids), weight.in_features)
     library.run(
         f"tw_linear_rows_{weight.format.value}",
@@ -121,11 +122,14 @@ def _pack_native(weight: Tensor, backend: Backend) -> LinearWeight:
     return LinearWeight(data, out_features, in_features, form, backend)
 
 
-def _linear_native(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
+def _linear_native(x: Tensor, weight: LinearWeight, bias: Tensor | None, out: Tensor | None) -> Tensor:
     if x.dtype is not torch.float32 or not x.is_contiguous():
         raise ValueError(f"x must be contiguous float32, got {x.dtype}")
     library, tokens = _library(weight), x.shape[0]
-    out = library.empty(tokens, weight.out_features)
+    if out is None:
+        out = library.empty(tokens, weight.out_features)
+    elif out.shape != (tokens, weight.out_features) or out.dtype is not torch.float32 or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous float32 [{tokens}, {weight.out_features}], got {tuple(out.shape)}")
     pointers = (x.data_ptr(), weight.data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
     sizes = (tokens, weight.out_features, weight.in_features)
     if weight.format is not LinearFormat.INT8:

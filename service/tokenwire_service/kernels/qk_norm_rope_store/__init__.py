@@ -22,23 +22,58 @@ def qk_norm_rope_store(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
     backend: Backend,
 ) -> Tensor:
     """Splits qkv [T, (H + 2K) D], norms and rotates q and k, stores k and v; returns q [T, H, D].
 
     cos_sin float32 [T, R]: R/2 cosines then R/2 sines for the leading R dimensions of a head; None rotates nothing.
-    slot_mapping int64 [T]: block_id * B + offset of each token in key and value [N, K, B, D].
+    slot_mapping int64 [T]: block_id * B + offset of each token in key and value [N, K, B, D]; -1 for a padded token, of
+    which nothing is stored.
     q_norm, k_norm [D]: weights of the per-head RMSNorm with `eps` before the rotation; both or none.
     interleaved: rotate neighbours (GPT-J) instead of halves (NeoX).
-    Raises ValueError for other shapes or strides, IndexError for a slot outside the blocks.
+    key_scale, value_scale: blocks in float8_e4m3fn hold k / key_scale and v / value_scale, at most ±448.
+    Raises ValueError for other shapes or strides, IndexError for a slot outside the blocks; a GPU cannot be asked
+    without waiting for it: there, nothing of such a token is stored.
     """
     _check(qkv, cos_sin, slot_mapping, key, value, num_heads)
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm must both be given or both be None")
+    if key.dtype != torch.float8_e4m3fn and (key_scale, value_scale) != (1.0, 1.0):
+        raise ValueError(f"key_scale and value_scale are for blocks in float8_e4m3fn, these are in {key.dtype}")
+    if backend.triton:
+        from tokenwire_service.kernels.qk_norm_rope_store import _triton
+
+        return _triton.qk_norm_rope_store(
+            qkv,
+            cos_sin,
+            slot_mapping,
+            key,
+            value,
+            num_heads,
+            interleaved,
+            q_norm,
+            k_norm,
+            eps,
+            key_scale,
+            value_scale,
+        )
     kept = type_name(key.dtype)
     if backend.library is None or kept is None:
         return reference.qk_norm_rope_store(
-            qkv, cos_sin, slot_mapping, key, value, num_heads, interleaved, q_norm, k_norm, eps
+            qkv,
+            cos_sin,
+            slot_mapping,
+            key,
+            value,
+            num_heads,
+            interleaved,
+            q_norm,
+            k_norm,
+            eps,
+            key_scale,
+            value_scale,
         )
     tokens, (num_blocks, num_kv_heads, block_size, head_dim) = qkv.shape[0], key.shape
     bad = backend.library.check("tw_check_slots", slot_mapping.data_ptr(), tokens, num_blocks * block_size)

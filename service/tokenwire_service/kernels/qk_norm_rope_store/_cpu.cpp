@@ -101,10 +101,10 @@ void all_heads(const Args& args) {
 
 }  // namespace
 
-// The first token whose slot is outside the blocks (negative is padding), or -1.
+// The first token whose slot is neither in the blocks nor -1, padding; or -1.
 extern "C" int64_t tw_check_slots(const int64_t* slots, int64_t tokens, int64_t num_slots) {
     for (int64_t t = 0; t < tokens; ++t)
-        if (slots[t] >= num_slots) return t;
+        if (slots[t] < -1 || slots[t] >= num_slots) return t;
     return -1;
 }
 

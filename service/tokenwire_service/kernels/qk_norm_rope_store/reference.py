@@ -17,6 +17,8 @@ def qk_norm_rope_store(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
+    key_scale: float,
+    value_scale: float,
 ) -> Tensor:
     """Shapes as in the package's public function."""
     num_kv_heads, block_size, head_dim = key.shape[1:]
@@ -25,10 +27,21 @@ def qk_norm_rope_store(
     q, k = _norm(q, q_norm, eps), _norm(k, k_norm, eps)
     if cos_sin is not None:
         q, k = _rotate(q, cos_sin, interleaved), _rotate(k, cos_sin, interleaved)
-    block, offset = slot_mapping // block_size, slot_mapping % block_size
-    key[block, :, offset] = k.to(key.dtype)
-    value[block, :, offset] = v.to(value.dtype)
+    live = slot_mapping != -1
+    slots = slot_mapping[live]
+    if ((slots < 0) | (slots >= key.shape[0] * block_size)).any():
+        raise IndexError(f"a slot is outside {key.shape[0]} blocks of {block_size}")
+    block, offset = slots // block_size, slots % block_size
+    key[block, :, offset] = _stored(k[live], key_scale, key.dtype)
+    value[block, :, offset] = _stored(v[live], value_scale, value.dtype)
     return q.contiguous()
+
+
+def _stored(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """x as the blocks hold it."""
+    if dtype != torch.float8_e4m3fn:
+        return x.to(dtype)
+    return (x.float() / scale).clamp(-448.0, 448.0).to(dtype)
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

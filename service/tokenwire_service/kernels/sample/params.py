@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,15 @@ class Choice(NamedTuple):
     """bool [S]: false where the row had NaN or +inf, or no token left; its token id means nothing."""
 
 
+class Scores(NamedTuple):
+    """What one token of each row was worth."""
+
+    logprobs: Tensor
+    """fp32 [S]."""
+    ranks: Tensor
+    """int64 [S]: 1 for the likeliest."""
+
+
 class TokenMask(NamedTuple):
     """Pairs of row and token."""
 
@@ -24,6 +34,15 @@ class TokenMask(NamedTuple):
     """int64 [P]."""
     token_ids: Tensor
     """int64 [P]."""
+
+
+class TokenBits(NamedTuple):
+    """A set of tokens for each row, a bit per token, as grammars give them."""
+
+    rows: Tensor
+    """bool [S]: the rows that have a set; the words of others mean nothing."""
+    words: Tensor
+    """int32 [S, (V + 31) // 32]: token i is in the set where bit i % 32, the lowest first, of word i // 32 is on."""
 
 
 class TokenBias(NamedTuple):
@@ -68,6 +87,8 @@ class LogitEdits:
     allowed: TokenMask | None = None
     """In rows that occur here, every other token is masked out."""
     forbidden: TokenMask | None = None
+    allowed_bits: TokenBits | None = None
+    """In rows that have a set, every other token is masked out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +115,48 @@ class DrawParams:
     top_p_rows: tuple[int, ...] = ()
     min_p_rows: tuple[int, ...] = ()
     typical_rows: tuple[int, ...] = ()
+
+    def only(self, rows: tuple[int, ...]) -> DrawParams:
+        """The parameters of the given rows, ascending, as a batch of their own."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.temperature.device)
+
+        def renumbered(filtered: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(at for at, row in enumerate(rows) if row in filtered)
+
+        return DrawParams(
+            temperature=self.temperature[index],
+            seed=self.seed[index],
+            candidate=self.candidate[index],
+            position=self.position[index],
+            top_k=self.top_k[index],
+            top_p=self.top_p[index],
+            min_p=self.min_p[index],
+            typical_p=self.typical_p[index],
+            top_k_rows=renumbered(self.top_k_rows),
+            top_p_rows=renumbered(self.top_p_rows),
+            min_p_rows=renumbered(self.min_p_rows),
+            typical_rows=renumbered(self.typical_rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleColumns:
+    """Parameters of any rows, read on the device alone: a row's own values say what is done with it.
+
+    Integers are int32 or int64.
+    """
+
+    temperature: Tensor
+    """fp32 [S]; 0 takes the likeliest token and looks at nothing else below."""
+    seed: Tensor
+    """int64 [S], any 64 bits."""
+    candidate: Tensor
+    """[S]."""
+    position: Tensor
+    """[S]: the drawn token's position in its sequence."""
+    top_k: Tensor
+    """[S]; 0 is off."""
+    top_p: Tensor
+    """fp32 [S]; 1 is off."""
+    min_p: Tensor
+    """fp32 [S], at most 1; 0 is off."""

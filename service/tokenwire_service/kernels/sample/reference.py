@@ -10,7 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokenwire_service.kernels.sample.params import Choice, DrawParams, LogitEdits, Penalties, TokenMask
+from tokenwire_service.kernels.sample.params import (
+    Choice,
+    DrawParams,
+    LogitEdits,
+    Penalties,
+    SampleColumns,
+    Scores,
+    TokenBits,
+    TokenMask,
+)
 from tokenwire_service.kernels.sample.philox import uniform
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -30,6 +39,8 @@ def edit_logits(logits: Tensor, edits: LogitEdits) -> None:
         logits.index_put_((rows, token_ids), values, accumulate=True)
     if edits.allowed is not None:
         _keep_only(logits, edits.allowed)
+    if edits.allowed_bits is not None:
+        _keep_bits(logits, edits.allowed_bits)
     if edits.forbidden is not None:
         logits[edits.forbidden.rows, edits.forbidden.token_ids] = -torch.inf
 
@@ -45,7 +56,40 @@ def draw(logits: Tensor, params: DrawParams) -> Choice:
     maximum."""
     valid = logits.amax(dim=-1).isfinite()
     weights = filtered_weights(logits, params)
-    return Choice(_invert(weights, uniform(params.seed, params.candidate, params.position)), valid)
+    token_ids = _invert(weights, uniform(params.seed, params.candidate, params.position))
+    return Choice(token_ids.clamp_(max=logits.shape[-1] - 1), valid)
+
+
+def sample_rows(logits: Tensor, columns: SampleColumns, token_ids: Tensor, valid: Tensor) -> None:
+    """Choose one token per row of fp32 logits [S, V] (overwritten), greedily or by drawing, as its columns say; written
+    to token_ids int64 [S] and valid bool [S]."""
+    drawing = columns.temperature > 0
+    for rows, draws in ((~drawing).nonzero().flatten(), False), (drawing.nonzero().flatten(), True):
+        if len(rows):
+            part = logits if len(rows) == len(logits) else logits[rows]
+            chosen = draw(part, _draw_params(columns, rows)) if draws else greedy(part)
+            token_ids[rows], valid[rows] = chosen
+
+
+def _draw_params(columns: SampleColumns, rows: Tensor) -> DrawParams:
+    top_k, top_p, min_p = columns.top_k[rows].long(), columns.top_p[rows], columns.min_p[rows]
+    return DrawParams(
+        temperature=columns.temperature[rows],
+        seed=columns.seed[rows],
+        candidate=columns.candidate[rows].long(),
+        position=columns.position[rows].long(),
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=torch.ones_like(top_p),
+        top_k_rows=_where(top_k > 0),
+        top_p_rows=_where(top_p < 1),
+        min_p_rows=_where(min_p > 0),
+    )
+
+
+def _where(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero().flatten().tolist())
 
 
 def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
@@ -84,6 +128,12 @@ def ranks(logits: Tensor, values: Tensor) -> Tensor:
     return torch.stack([(logits > column.unsqueeze(-1)).sum(dim=-1) + 1 for column in values.unbind(-1)], dim=-1)
 
 
+def score(logits: Tensor, token_ids: Tensor) -> Scores:
+    """Log-probability and rank of token_ids int64 [S] in fp32 logits [S, V]."""
+    values = logits.gather(-1, token_ids.unsqueeze(-1))
+    return Scores(values.squeeze(-1) - log_normalizer(logits), ranks(logits, values).squeeze(-1))
+
+
 def _penalize(logits: Tensor, p: Penalties) -> None:
     values = logits[p.rows, p.token_ids]
     repetition = p.repetition[p.rows]
@@ -98,6 +148,12 @@ def _keep_only(logits: Tensor, allowed: TokenMask) -> None:
     kept = logits[allowed.rows, allowed.token_ids]
     logits[allowed.rows] = -torch.inf
     logits[allowed.rows, allowed.token_ids] = kept
+
+
+def _keep_bits(logits: Tensor, allowed: TokenBits) -> None:
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    kept = (allowed.words.unsqueeze(-1) >> shifts & 1).flatten(-2)[:, : logits.shape[-1]] != 0
+    logits.masked_fill_(~kept & allowed.rows.unsqueeze(-1), -torch.inf)
 
 
 def _keep_top_k(weights: Tensor, top_k: Tensor) -> None:

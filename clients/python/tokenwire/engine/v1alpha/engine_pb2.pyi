@@ -298,6 +298,7 @@ class EngineLimits(message.Message):
     PREFIX_CACHING_FIELD_NUMBER: builtins.int
     NUM_THREADS_FIELD_NUMBER: builtins.int
     STEP_TIMEOUT_S_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
     num_shard: builtins.int
     """Number of tensor-parallel ranks."""
     max_total_tokens: builtins.int
@@ -318,6 +319,8 @@ class EngineLimits(message.Message):
     """CPU threads; 0 takes the cores the process may use."""
     step_timeout_s: builtins.float
     """Seconds without a step after which an engine with work is hung."""
+    device: builtins.str
+    """Where the model runs: auto, cpu or cuda."""
     def __init__(
         self,
         *,
@@ -331,10 +334,11 @@ class EngineLimits(message.Message):
         prefix_caching: builtins.bool = ...,
         num_threads: builtins.int = ...,
         step_timeout_s: builtins.float = ...,
+        device: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "kv_cache_memory_fraction", b"kv_cache_memory_fraction", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_batch_total_tokens", b"max_batch_total_tokens", "max_total_tokens", b"max_total_tokens", "num_shard", b"num_shard", "num_threads", b"num_threads", "prefix_caching", b"prefix_caching", "step_timeout_s", b"step_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "device", b"device", "kv_cache_memory_fraction", b"kv_cache_memory_fraction", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_batch_total_tokens", b"max_batch_total_tokens", "max_total_tokens", b"max_total_tokens", "num_shard", b"num_shard", "num_threads", b"num_threads", "prefix_caching", b"prefix_caching", "step_timeout_s", b"step_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,58 @@
+"""What the sampler is compiled for: Llama's vocabulary, few rows (a row spread over the GPU) and many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.triton_gate import Variant
+from tokenwire_service.kernels.sample import _triton, _triton_edits, _triton_scores
+from tokenwire_service.kernels.sample._config import OCTAVES, mass_scale, row_cut
+
+VOCAB = 128_256
+ALIGNED = ("logits", "weights", "row_stride", "num_tokens", "candidates")
+TYPES = {
+    **dict.fromkeys(("logits", "weights", "maxima", "candidates", "temperature", "top_p", "min_p"), "*fp32"),
+    **dict.fromkeys(("repetition", "presence", "frequency", "context_frequency", "lengths", "values"), "*fp32"),
+    **dict.fromkeys(("generated_counts", "total_counts", "sums", "normalizers"), "*fp32"),
+    **dict.fromkeys(("masses", "seed", "top_k", "position", "token_ids", "rows", "ranks"), "*i64"),
+    **dict.fromkeys(("octaves", "counts", "candidate", "words"), "*i32"),
+    **dict.fromkeys(("row_stride", "num_tokens", "num_tiles", "num_pairs", "num_values", "num_words"), "i32"),
+    "flags": "*u8",
+    "valid": "*i1",
+}
+
+
+def variant(name: str, kernel: Any, num_warps: int = 4, **constants: object) -> Variant:
+    """A variant whose parameters have their usual types, but for those that are constants."""
+    signature = {key: "constexpr" if key in constants else TYPES[key] for key in kernel.arg_names}
+    aligned = tuple(key for key in kernel.arg_names if key in ALIGNED)
+    return Variant(name, kernel, signature, constants, num_warps=num_warps, aligned=aligned)
+
+
+def variants() -> list[Variant]:
+    found = []
+    for rows in (1, 256):
+        cut = row_cut(rows, VOCAB)
+        tile = {"TILE": cut.tile, "OCTAVES": OCTAVES}
+        sizes = tile | {"SCALE": mass_scale(VOCAB), "TILES": cut.num_lanes}
+        found += [
+            variant(f"maxima-{rows}", _triton.tile_maxima_kernel, cut.num_warps, **tile),
+            variant(f"weigh-{rows}", _triton.weigh_kernel, cut.num_warps, **sizes),
+            variant(f"compact-{rows}", _triton.compact_kernel, cut.num_warps, **sizes),
+            variant(f"choose-{rows}", _triton.choose_kernel, 8, **sizes, COLUMNS=cut.columns),
+        ]
+    cut, tiles = row_cut(256, VOCAB), {"TILE": _triton_scores.TILE}
+    likeliest = {"TILE": cut.tile, "TILES": cut.num_lanes}
+    pairs = {"PAIRS": _triton_edits.PAIRS}
+    return [
+        *found,
+        variant("likeliest", _triton.choose_likeliest_kernel, cut.num_warps, **likeliest),
+        variant("score", _triton_scores.score_kernel, **tiles),
+        variant("normalizer", _triton_scores.score_kernel, **tiles, values=None, ranks=None, num_values=1),
+        variant("combine", _triton_scores.combine_kernel, TILES=32),
+        variant("penalize", _triton_edits.penalize_kernel, **pairs),
+        variant("bias", _triton_edits.bias_kernel, **pairs),
+        variant("take", _triton_edits.take_kernel, **pairs),
+        variant("put", _triton_edits.put_kernel, **pairs),
+        variant("bits", _triton_edits.mask_kernel, TILE=_triton_edits.TILE),
+    ]
