@@ -36,7 +36,7 @@ class Contender(Protocol):
 
 def open_contender(name: str, resolved: ResolvedModel, model: ModelConfig) -> Contender:
     if name == OURS:
-        from bench.tokenwire_contender import TokenwireContender
+        from bench.contenders.tokenwire import Tokenwire
 
         return TokenwireContender(model, resolved)
     from bench.transformers_contenders import TransformersContinuousBatching, TransformersGenerate

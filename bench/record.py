@@ -7,11 +7,13 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+_VECTOR_FLAGS = ("avx2", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +27,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
-        "vector": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags],
+        "vector": [name for name in _VECTOR_FLAGS if name in flags],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
     }
@@ -41,8 +43,16 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in packages}
 
 
-def write(kind: str, workload: dict[str, Any], rows: list[dict[str, Any]], packages: tuple[str, ...]) -> Path:
-    """bench/results/<date>-<kind>.json."""
+def write(
+    kind: str,
+    workload: dict[str, Any],
+    rows: list[dict[str, Any]],
+    packages: tuple[str, ...],
+    *,
+    more: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> Path:
+    """bench/results/<date>-<kind>.json, or `path`. `more` is what this kind of benchmark has to say besides."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     record = {
         "kind": kind,
@@ -51,9 +61,10 @@ def write(kind: str, workload: dict[str, Any], rows: list[dict[str, Any]], packa
         "machine": machine(),
         "versions": versions(*packages),
         "workload": workload,
+        **(more or {}),
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{today}-{kind}.json"
+    path = path or RESULTS / f"{today}-{kind}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path

@@ -17,9 +17,9 @@ class Workload:
 
     prompt_tokens: int = 128
     new_tokens: int = 128
-    concurrency: tuple[int, ...] = (1, 8, 32)
+    concurrency: tuple[int, ...] = (1, 8, 16, 32)
     ttft_prompt_tokens: int = 1024
-    repeats: int = 3
+    repeats: int = 2
     seed_text: str = "pydoc_data.topics"
 
     def to_json(self) -> dict[str, object]:

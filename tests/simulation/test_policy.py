@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -25,6 +25,7 @@ class Traffic:
     max_candidates: int = 1
     bypass: float = 0.0
     prompt_logprobs: float = 0.0
+    repeats: float = 0.0
     max_prompt: int = 40
     max_tokens: int = 20
 
@@ -39,12 +40,13 @@ def random_request(rng: random.Random, name: str, now: float, traffic: Traffic) 
     def soon(chance: float) -> float | None:
         return rng.uniform(0.0, 30.0) if rng.random() < chance else None
 
+    top_k = rng.randint(1, 4) if rng.random() < traffic.repeats else 0
     deadline, queue_deadline = soon(traffic.deadline), soon(traffic.deadline)
     return make_request(
         name,
         (prefix + tail)[: traffic.max_prompt],
         rng.randint(1, traffic.max_tokens),
-        stop_token_ids=frozenset(rng.sample(range(VOCAB_SIZE), rng.choice((0, 0, 2)))),
+        stop_token_ids=frozenset(rng.sample(range(VOCAB_SIZE), rng.choice((0, 0, 2)))) | ({3} if top_k else set()),
         context_limited=rng.random() < 0.3,
         time_limit_s=soon(traffic.time_limit),
         seed=rng.randrange(4),
@@ -56,6 +58,7 @@ def random_request(rng: random.Random, name: str, now: float, traffic: Traffic) 
         queue_deadline=None if queue_deadline is None else now + queue_deadline,
         salt=rng.choice(("", "", "alice", "bob")),
         bypass=rng.random() < traffic.bypass,
+        top_k=top_k,
     )
 
 
@@ -150,11 +153,58 @@ def test_five_hundred_starts_cancels_and_deadlines_leave_nothing_behind(depth: i
     assert len(world.cancelled) > 50
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(
+    ("num_blocks", "block_size", "num_slots", "budget", "num_draft_tokens", "draft_max_batch"),
+    [(20, 4, 4, 24, 4, 4), (64, 2, 8, 64, 7, 3), (16, 4, 3, 5, 2, 3), (70, 1, 6, 13, 1, 6), (40, 4, 2, 300, 20, 2)],
+)
+def test_guesses_change_no_token(
+    num_blocks: int,
+    block_size: int,
+    num_slots: int,
+    budget: int,
+    num_draft_tokens: int,
+    draft_max_batch: int,
+    depth: int,
+) -> None:
+    """Texts of few tokens: guesses hold about as often as not, and stop tokens come in the midst of them."""
+    rng = random.Random(f"drafts {num_blocks} {depth}")
+    limits = make_limits(
+        num_blocks,
+        block_size,
+        num_slots,
+        budget,
+        max_total_tokens=60,
+        num_draft_tokens=num_draft_tokens,
+        draft_max_batch=draft_max_batch,
+    )
+    world = World(limits, depth)
+    simulate(world, rng, replace(DISTURBED, repeats=0.8, max_tokens=40, max_prompt=20), num_requests=150)
+    world.assert_transcripts()
+    world.assert_idle()
+    stats = world.scheduler.stats()
+    assert 20 < stats.accepted_draft_tokens < stats.draft_tokens
+    assert sum(finish.reason is FinishReason.STOP for t in world.transcripts.values() for finish in t.finishes.values())
+
+
+def test_guesses_in_a_tiny_pool_preempt_no_more_than_their_sequences_would() -> None:
+    preemptions = {}
+    for num_draft_tokens in (0, 6):
+        limits = make_limits(16, 4, 4, 32, 60, num_draft_tokens=num_draft_tokens)
+        world = World(limits)
+        simulate(world, random.Random(5), Traffic(repeats=1.0, max_prompt=12, max_tokens=40), 80)
+        world.assert_transcripts()
+        world.assert_idle()
+        preemptions[num_draft_tokens] = world.scheduler.stats().preemptions
+        assert bool(world.scheduler.stats().accepted_draft_tokens) == bool(num_draft_tokens)
+    assert 0 < preemptions[6] <= preemptions[0]
+
+
 def test_the_same_traffic_makes_the_same_plans() -> None:
     outputs = []
     for _ in range(2):
-        world = World(make_limits(20, 4, 8, 16, 60), depth=2, check=False)
-        simulate(world, random.Random(7), DISTURBED, num_requests=60)
+        world = World(make_limits(20, 4, 8, 16, 60, num_draft_tokens=3), depth=2, check=False)
+        simulate(world, random.Random(7), replace(DISTURBED, repeats=0.5), num_requests=60)
         outputs.append(world.outputs)
     assert outputs[0] == outputs[1]
 

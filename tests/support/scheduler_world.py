@@ -57,7 +57,10 @@ class World:
         self.settle()
 
     def step(self) -> SchedulerOutput:
-        """Schedule one step; take in the oldest one's results once `depth` are in flight or nothing else is to do."""
+        """Schedule one step; take in the oldest one's results once `depth` are in flight or nothing else is to do.
+        As an engine does, it waits for steps in flight when the scheduler would rather know their tokens."""
+        while self.in_flight and self.scheduler.wants_confirmed_tokens():
+            self.update()
         output = self.scheduler.schedule(self.now)
         self.outputs.append(output)
         result = self.runner.execute(output)
@@ -120,6 +123,8 @@ class World:
         self._assert_tokens(request, transcript)
         assert isinstance(transcript.ending, Completed)
         assert transcript.ending.completion_tokens == sum(len(tokens) for tokens in transcript.tokens.values())
+        assert 0 <= transcript.ending.accepted_draft_tokens <= transcript.ending.draft_tokens
+        assert transcript.ending.accepted_draft_tokens < max(1, transcript.ending.completion_tokens)
         for index in range(request.num_candidates):
             if (request.request_id, index) in self.finished_early:
                 continue

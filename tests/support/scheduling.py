@@ -35,6 +35,8 @@ def make_limits(
     max_total_tokens: int = 64,
     prefix_caching: bool = True,
     ageing_interval_s: float = 5.0,
+    num_draft_tokens: int = 0,
+    draft_max_batch: int = 4,
 ) -> SchedulerLimits:
     return SchedulerLimits(
         num_blocks,
@@ -44,6 +46,8 @@ def make_limits(
         max_total_tokens,
         prefix_caching,
         ageing_interval_s,
+        num_draft_tokens=num_draft_tokens,
+        draft_max_batch=draft_max_batch,
     )
 
 
@@ -64,19 +68,31 @@ def make_request(
     queue_deadline: float | None = None,
     salt: str = "",
     bypass: bool = False,
+    top_k: int = 0,
+    min_tokens: int = 0,
+    frequency_penalty: float = 0.0,
+    logprobs: bool = False,
 ) -> Request:
-    """The salt also goes into the fake model (through logit_bias), so that a hit across salts changes the tokens."""
+    """The salt also goes into the fake model (through logit_bias), so that a hit across salts changes the tokens.
+    A small `top_k` makes texts that repeat themselves: tokens are drawn from 0..top_k-1 then."""
     return Request(
         request_id=request_id,
         prompt_token_ids=prompt,
-        sampling=SamplingParams(seed=seed, logit_bias=tuple((ord(letter), 0.0) for letter in salt)),
+        sampling=SamplingParams(
+            top_k=top_k,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            logit_bias=tuple((ord(letter), 0.0) for letter in salt),
+        ),
         stopping=StoppingParams(
             max_tokens,
+            min_tokens=min_tokens,
             stop_token_ids=stop_token_ids,
             context_limited=context_limited,
             time_limit_s=time_limit_s,
         ),
         num_candidates=num_candidates,
+        logprobs=LogprobsParams() if logprobs else None,
         prompt_logprobs=LogprobsParams() if prompt_logprobs else None,
         priority=priority,
         arrival_time=arrival_time,
@@ -92,7 +108,7 @@ def _entry(previous: int, token_id: int, position: int, sampling: SamplingParams
 
 
 def _draw(entries: tuple[int, ...], sampling: SamplingParams, candidate_index: int) -> int:
-    return hash((entries, sampling.seed, candidate_index)) % VOCAB_SIZE
+    return hash((entries, sampling.seed, candidate_index)) % (sampling.top_k or VOCAB_SIZE)
 
 
 def _score(entry: int, token_id: int) -> TokenLogprob:
@@ -137,7 +153,7 @@ class FakeRunner:
     """Executes plans as a device would: slot state fed by deltas, one KV store, generated tokens its own knowledge.
 
     All rows of a step read the store as it was before the step (and their own writes), the strictest case; two rows
-    that write one address are an error.
+    that write one address are an error. Guesses are written like any token, those that fail too.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
@@ -166,22 +182,34 @@ class FakeRunner:
         slot.block_ids.extend(row.new_block_ids)
         end = row.start + row.num_tokens
         assert row.num_tokens > 0
-        assert end <= len(slot.token_ids), "a token is computed before it is drawn"
-        assert row.samples == (end == len(slot.token_ids))
+        guesses = row.draft_token_ids
+        assert end <= len(slot.token_ids) + len(guesses), "a token is computed before it is drawn"
+        assert row.samples == (end == len(slot.token_ids) + len(guesses))
+        assert not guesses or row.num_tokens == 1 + len(guesses)
+        token_ids = [*slot.token_ids, *guesses]
         writes: dict[int, int] = {}
         entries = [self._kv.get(self._address(slot, position), 0) for position in range(row.start)]
         for position in range(row.start, end):
             previous = entries[-1] if entries else 0
-            entries.append(_entry(previous, slot.token_ids[position], position, slot.join.sampling))
+            entries.append(_entry(previous, token_ids[position], position, slot.join.sampling))
             writes[self._address(slot, position)] = entries[-1]
         assert not writes.keys() & all_writes.keys(), "two rows write one address"
         all_writes.update(writes)
         scores = self._scores(slot, row, entries) if row.score_prompt else ()
         if not row.samples:
             return SlotResult(row.slot, prompt_offset=row.start + 1, prompt_logprobs=scores)
-        token_id = _draw(tuple(entries), slot.join.sampling, slot.join.candidate_index)
-        slot.token_ids.append(token_id)
-        return SlotResult(row.slot, (token_id,), prompt_offset=row.start + 1, prompt_logprobs=scores)
+        drawn = self._verify(slot, entries, guesses)
+        slot.token_ids.extend(drawn)
+        return SlotResult(row.slot, drawn, prompt_offset=row.start + 1, prompt_logprobs=scores)
+
+    def _verify(self, slot: _Slot, entries: list[int], guesses: tuple[int, ...]) -> tuple[int, ...]:
+        """The guesses that equal what is drawn in their place, and the token drawn after them."""
+        drawn: list[int] = []
+        for num_known in range(len(entries) - len(guesses), len(entries) + 1):
+            drawn.append(_draw(tuple(entries[:num_known]), slot.join.sampling, slot.join.candidate_index))
+            if guesses[len(drawn) - 1 : len(drawn)] != (drawn[-1],):
+                break
+        return tuple(drawn)
 
     def _scores(self, slot: _Slot, row: ScheduledSlot, entries: list[int]) -> tuple[TokenLogprob, ...]:
         last = min(row.start + row.num_tokens, slot.join.num_prompt_tokens - 1)

@@ -33,8 +33,9 @@ class Speculation:
         the end of the text known so far occurred before."""
         if sequence.num_draft_tokens:
             return True
-        known = len(sequence.token_ids)
-        return _may_draft(sequence, known) and _drafter(sequence).sees_repeat(sequence.token_ids)
+        if sequence.num_tokens <= sequence.num_prompt_tokens or not _may_draft(sequence, len(sequence.token_ids)):
+            return False
+        return _drafter(sequence).sees_repeat(sequence.token_ids)
 
     def draft(self, sequence: Sequence, budget: int, num_running: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Guesses for the row of a sequence that has blocks for its known tokens, and the new blocks they need."""

@@ -1,4 +1,5 @@
-"""Every operation in every order, pipelined up to three deep, with `check_integrity()` after each."""
+"""Every operation in every order, pipelined up to three deep, with and without drafts, with `check_integrity()` after
+each."""
 
 from __future__ import annotations
 
@@ -12,17 +13,37 @@ from tests.support.scheduling import make_limits, make_request
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        num_blocks=st.integers(6, 24),
+        num_blocks=st.integers(8, 24),
         num_slots=st.integers(1, 5),
         budget=st.integers(1, 20),
         prefix_caching=st.booleans(),
+        num_draft_tokens=st.integers(0, 5),
+        draft_max_batch=st.integers(1, 5),
     )
-    def start(self, num_blocks: int, num_slots: int, budget: int, prefix_caching: bool) -> None:
-        self.world = World(make_limits(num_blocks, 2, num_slots, budget, 24, prefix_caching), depth=1_000)
+    def start(
+        self,
+        num_blocks: int,
+        num_slots: int,
+        budget: int,
+        prefix_caching: bool,
+        num_draft_tokens: int,
+        draft_max_batch: int,
+    ) -> None:
+        limits = make_limits(
+            num_blocks,
+            2,
+            num_slots,
+            budget,
+            24,
+            prefix_caching,
+            num_draft_tokens=num_draft_tokens,
+            draft_max_batch=draft_max_batch,
+        )
+        self.world = World(limits, depth=1_000)
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=6).map(tuple),
-        max_tokens=st.integers(1, 6),
+        max_tokens=st.integers(1, 10),
         num_candidates=st.integers(1, 3),
         prompt_logprobs=st.booleans(),
         priority=st.integers(-1, 1),
@@ -30,6 +51,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "s"]),
         bypass=st.booleans(),
         stops=st.booleans(),
+        top_k=st.integers(0, 3),
+        min_tokens=st.integers(0, 2),
     )
     def add(
         self,
@@ -42,6 +65,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str,
         bypass: bool,
         stops: bool,
+        top_k: int,
+        min_tokens: int,
     ) -> None:
         now = self.world.now
         time_limit_s, deadline, queue_deadline = delays
@@ -50,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 f"r{len(self.world.requests)}",
                 prompt,
                 max_tokens,
-                stop_token_ids=frozenset(range(0, 50, 5)) if stops else frozenset(),
+                stop_token_ids=frozenset(range(1, 50, 5)) if stops else frozenset(),
                 time_limit_s=time_limit_s,
                 num_candidates=num_candidates,
                 prompt_logprobs=prompt_logprobs,
@@ -60,6 +85,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 queue_deadline=None if queue_deadline is None else now + queue_deadline,
                 salt=salt,
                 bypass=bypass,
+                top_k=top_k,
+                min_tokens=min_tokens,
             )
         )
 
