@@ -184,4 +184,24 @@ static inline float exp_clamped(float x) {
     return p * power;
 }
 
+typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+// The same for a vector.
+static inline Vec exp_clamped(Vec x) {
+    const Vec low = Vec{} - 87.0f, high = Vec{} + 88.0f, magic = Vec{} + 12582912.0f;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const Vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+    const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = Vec{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const IntVec power = (reinterpret_cast<IntVec>(shifted) << 23) + 0x3f800000;
+    return p * reinterpret_cast<Vec>(power);
+}
+
 }  // namespace tw

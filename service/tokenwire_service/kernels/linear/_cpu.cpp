@@ -7,6 +7,8 @@ using namespace tw;
 
 constexpr int kRows = kLanes == 16 ? 12 : 6;  // rows of x a block of accumulators spans
 
+constexpr int64_t kManyRows = 4 * kRows;
+
 struct Args {
     const float* x;
     const void* weight;
@@ -44,6 +46,24 @@ void some_rows(const Args& args, const W* panel, int64_t row, int64_t count, int
 }
 
 template <class W>
+void blocks_of_rows(const Args& args, const W* panel, int64_t first, int64_t end, int64_t column) {
+    const int64_t blocks = (end - first + kRows - 1) / kRows;
+    for (int64_t i = 0; i < blocks; ++i) {  // blocks of equal height: a last one of a single row would be slow
+        const int64_t from = first + (end - first) * i / blocks, to = first + (end - first) * (i + 1) / blocks;
+        some_rows<W>(args, panel, from, to - from, column);
+    }
+}
+
+// A panel in float32, which many rows are worth; the numbers are the same.
+template <class W>
+const float* widened(const W* panel, int64_t in_features) {
+    thread_local std::vector<float> wide;
+    wide.resize(kPanel * in_features);
+    for (int64_t at = 0; at < kPanel * in_features; at += kLanes) store(wide.data() + at, widen(panel + at));
+    return wide.data();
+}
+
+template <class W>
 void multiply(const Args& args, const Run& run) {
     const Split split = split_work(args.rows, args.out_features, 4 * kRows, run.threads);
 #pragma omp for schedule(static)
@@ -51,11 +71,10 @@ void multiply(const Args& args, const Run& run) {
         const int64_t panel = work / split.row_parts, part = work % split.row_parts;
         const W* weight = static_cast<const W*>(args.weight) + panel * kPanel * args.in_features;
         const int64_t first = args.rows * part / split.row_parts, end = args.rows * (part + 1) / split.row_parts;
-        const int64_t blocks = (end - first + kRows - 1) / kRows;
-        for (int64_t i = 0; i < blocks; ++i) {  // blocks of equal height: a last one of a single row would be slow
-            const int64_t from = first + (end - first) * i / blocks, to = first + (end - first) * (i + 1) / blocks;
-            some_rows<W>(args, weight, from, to - from, panel * kPanel);
-        }
+        if (sizeof(W) < sizeof(float) && end - first >= kManyRows)
+            blocks_of_rows(args, widened(weight, args.in_features), first, end, panel * kPanel);
+        else
+            blocks_of_rows(args, weight, first, end, panel * kPanel);
     }
 }
 

@@ -20,6 +20,13 @@ struct Matrix {
     Matrix columns(int64_t from) const { return {data + from, stride}; }
 };
 
+// A matrix read number by number: element (r, k) is data[r * row + k * depth].
+struct Left {
+    const float* data;
+    int64_t row, depth;
+    Left below(int64_t rows) const { return {data + rows * row, row, depth}; }
+};
+
 // Asks for the bytes of one row of memory that is read soon; null asks for nothing.
 template <class T>
 inline void fetch(const T* row, int64_t count) {
@@ -29,7 +36,7 @@ inline void fetch(const T* row, int64_t count) {
 
 // c[R, C vectors] (+)= a[R, depth] b[depth, C vectors]
 template <int R, int C, class T>
-inline void multiply(const float* a, int64_t lda, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
+inline void multiply(const Left& a, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
                      bool accumulate, const T* next) {
     Vec acc[R][C];
     for (int r = 0; r < R; ++r)
@@ -39,7 +46,7 @@ inline void multiply(const float* a, int64_t lda, const Matrix<T>& b, float* c, 
         for (int i = 0; i < C; ++i) row[i] = widen(b.data + k * b.stride + i * kLanes);
         if (next != nullptr) fetch(next + k * b.stride, C * kLanes);
         for (int r = 0; r < R; ++r) {
-            const Vec factor = Vec{} + a[r * lda + k];
+            const Vec factor = Vec{} + a.data[r * a.row + k * a.depth];
             for (int i = 0; i < C; ++i) acc[r][i] += factor * row[i];
         }
     }
@@ -48,28 +55,28 @@ inline void multiply(const float* a, int64_t lda, const Matrix<T>& b, float* c, 
 }
 
 template <int R, class T>
-void multiply_rows(const float* a, int64_t lda, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
+void multiply_rows(const Left& a, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
                    int64_t width, bool accumulate, const T* next) {
     int64_t at = 0;
     for (; at + kCols * kLanes <= width; at += kCols * kLanes)
-        multiply<R, kCols>(a, lda, b.columns(at), c + at, ldc, depth, accumulate, next == nullptr ? next : next + at);
+        multiply<R, kCols>(a, b.columns(at), c + at, ldc, depth, accumulate, next == nullptr ? next : next + at);
     for (; at < width; at += kLanes)
-        multiply<R, 1>(a, lda, b.columns(at), c + at, ldc, depth, accumulate, static_cast<const T*>(nullptr));
+        multiply<R, 1>(a, b.columns(at), c + at, ldc, depth, accumulate, static_cast<const T*>(nullptr));
 }
 
 // c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes. `next` is where a matrix like b is read
 // from soon, or null.
 template <class T>
-inline void multiply_all(const float* a, int64_t lda, const Matrix<T>& b, float* c, int64_t ldc, int64_t rows,
+inline void multiply_all(Left a, const Matrix<T>& b, float* c, int64_t ldc, int64_t rows,
                          int64_t depth, int64_t width, bool accumulate, const T* next = nullptr) {
-    for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc, next = nullptr)
-        multiply_rows<kRows>(a, lda, b, c, ldc, depth, width, accumulate, next);
+    for (; rows >= kRows; rows -= kRows, a = a.below(kRows), c += kRows * ldc, next = nullptr)
+        multiply_rows<kRows>(a, b, c, ldc, depth, width, accumulate, next);
     switch (rows) {
-        case 5: return multiply_rows<5>(a, lda, b, c, ldc, depth, width, accumulate, next);
-        case 4: return multiply_rows<4>(a, lda, b, c, ldc, depth, width, accumulate, next);
-        case 3: return multiply_rows<3>(a, lda, b, c, ldc, depth, width, accumulate, next);
-        case 2: return multiply_rows<2>(a, lda, b, c, ldc, depth, width, accumulate, next);
-        case 1: return multiply_rows<1>(a, lda, b, c, ldc, depth, width, accumulate, next);
+        case 5: return multiply_rows<5>(a, b, c, ldc, depth, width, accumulate, next);
+        case 4: return multiply_rows<4>(a, b, c, ldc, depth, width, accumulate, next);
+        case 3: return multiply_rows<3>(a, b, c, ldc, depth, width, accumulate, next);
+        case 2: return multiply_rows<2>(a, b, c, ldc, depth, width, accumulate, next);
+        case 1: return multiply_rows<1>(a, b, c, ldc, depth, width, accumulate, next);
         default: return;
     }
 }

@@ -12,8 +12,11 @@ namespace tw {
 constexpr int64_t kFewRows = 8;  // up to these the keys are not worth transposing
 
 // One thread's working memory, kept from step to step.
+//
+// Few rows: q [rows, D], scores [rows, kTileKeys]. Many rows: q [D, kTileRows], scores [kTileKeys, kTileRows], so that a vector
+// holds several rows and nothing is summed across its lanes.
 struct Buffers {
-    std::vector<float> q, sum, scores, keys, values, max, total;
+    std::vector<float> q, sum, scores, copies, max, total, position;
 };
 
 // KV is the type keys and values are kept in.
@@ -21,30 +24,29 @@ template <class KV>
 class Worker {
    public:
     Worker(const Args& args, int64_t max_rows, Buffers& buffers)
-        : args_(args), dim_(round_up(args.head_dim, kLanes)), buffers_(buffers) {
-        buffers.q.resize(max_rows * dim_);
-        buffers.sum.resize(max_rows * dim_);
-        buffers.scores.resize(max_rows * kTileKeys);
-        buffers.keys.resize(dim_ * kTileKeys);
-        buffers.values.resize(dim_ * kTileKeys);
-        buffers.max.resize(max_rows);
-        buffers.total.resize(max_rows);
+        : args_(args), dim_(round_up(args.head_dim, kLanes)), stride_(round_up(max_rows, kLanes)), buffers_(buffers) {
+        buffers.q.resize(stride_ * dim_);
+        buffers.sum.resize(stride_ * dim_);
+        buffers.scores.resize(stride_ * kTileKeys);
+        buffers.copies.resize(dim_ * kTileKeys);
+        buffers.max.resize(stride_);
+        buffers.total.resize(stride_);
+        buffers.position.resize(stride_);
     }
 
     void run(const Task& task, Plan& plan) {
         const int64_t rows = task.num_queries * args_.group();
-        load_queries(task);
+        const bool few = rows <= kFewRows;
+        load_queries(task, few);
         std::fill_n(buffers_.sum.begin(), rows * dim_, 0.0f);
-        std::fill_n(buffers_.total.begin(), rows, 0.0f);
-        std::fill_n(buffers_.max.begin(), rows, -std::numeric_limits<float>::infinity());
+        std::fill_n(buffers_.total.begin(), stride_, 0.0f);
+        std::fill_n(buffers_.max.begin(), stride_, -std::numeric_limits<float>::infinity());
         for (int64_t key = task.first_key; key < task.end_key; key += kTileKeys) {
             const int64_t count = std::min(kTileKeys, task.end_key - key);
-            if (rows <= kFewRows)
-                score_few(task, key, count, rows);
+            if (few)
+                attend_few(task, key, count, rows);
             else
-                score_many(task, key, count, rows);
-            soften(task, key, count, rows);
-            mix(task, key, count, rows);
+                attend_many(task, key, count, rows);
         }
         if (task.partial < 0)
             write(task, rows);
@@ -81,36 +83,86 @@ class Worker {
         return args_.q + (token * args_.heads + task.kv_head * args_.group()) * args_.head_dim;
     }
 
-    void load_queries(const Task& task) {
-        const int64_t group = args_.group();
+    // Position of the first query of a task in its sequence.
+    int64_t first_position(const Task& task) const {
+        const int64_t queries = args_.starts[task.row + 1] - args_.starts[task.row];
+        return args_.lengths[task.row] - queries + task.first_query;
+    }
+
+    void load_queries(const Task& task, bool few) {
+        const int64_t group = args_.group(), first = first_position(task);
+        const int64_t row_step = few ? dim_ : 1, dim_step = few ? 1 : stride_;
         const float scale = static_cast<float>(args_.scale);
         for (int64_t i = 0; i < task.num_queries; ++i)
             for (int64_t g = 0; g < group; ++g) {
                 const float* from = query(task, i) + g * args_.head_dim;
-                float* to = buffers_.q.data() + (i * group + g) * dim_;
-                for (int64_t d = 0; d < args_.head_dim; ++d) to[d] = from[d] * scale;
+                const int64_t row = i * group + g;
+                float* to = buffers_.q.data() + row * row_step;
+                for (int64_t d = 0; d < args_.head_dim; ++d) to[d * dim_step] = from[d] * scale;
+                buffers_.position[row] = static_cast<float>(first + i);
             }
     }
 
-    void score_few(const Task& task, int64_t key, int64_t count, int64_t rows) {
+    void attend_few(const Task& task, int64_t key, int64_t count, int64_t rows) {
         for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
             const Matrix<KV> k = {static_cast<const KV*>(args_.key) + where, args_.head_dim};
             dot_all(buffers_.q.data(), dim_, k, run, rows, buffers_.scores.data() + at,
                     ahead(args_.key, task, key + at));
         });
+        soften(task, key, count, rows);
+        mix(task, key, count, rows, kTileKeys, 1);
     }
 
-    void score_many(const Task& task, int64_t key, int64_t count, int64_t rows) {
-        const int64_t width = round_up(count, kLanes);
-        float* keys = buffers_.keys.data();
+    void attend_many(const Task& task, int64_t key, int64_t count, int64_t rows) {
+        const int64_t width = round_up(rows, kLanes);
         for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
-            const KV* k = static_cast<const KV*>(args_.key) + where;
-            for (int64_t d = 0; d < args_.head_dim; ++d)
-                for (int64_t j = 0; j < run; ++j) keys[d * kTileKeys + at + j] = to_float(k[j * args_.head_dim + d]);
+            const float* k = copy(static_cast<const KV*>(args_.key) + where, run);
+            multiply_all(Left{k, dim_, 1}, Matrix<float>{buffers_.q.data(), stride_},
+                         buffers_.scores.data() + at * stride_, stride_, run, args_.head_dim, width, false);
         });
-        for (int64_t d = 0; d < args_.head_dim; ++d) std::fill(keys + d * kTileKeys + count, keys + d * kTileKeys + width, 0.0f);
-        multiply_all(buffers_.q.data(), dim_, Matrix<float>{keys, kTileKeys}, buffers_.scores.data(), kTileKeys, rows,
-                     args_.head_dim, width, false);
+        for (int64_t row = 0; row < width; row += kLanes) soften_lanes(key, count, row, rows);
+        mix(task, key, count, rows, 1, stride_);
+    }
+
+    // As soften, for the rows of one vector.
+    void soften_lanes(int64_t key, int64_t count, int64_t row, int64_t rows) {
+        const Vec never = Vec{} - std::numeric_limits<float>::infinity(), zero = {};
+        const Vec position = load(buffers_.position.data() + row), old = load(buffers_.max.data() + row);
+        const Vec oldest = args_.window > 0 ? position - static_cast<float>(args_.window - 1) : never;
+        float* scores = buffers_.scores.data() + row;
+        Vec top = old;
+        for (int64_t j = 0; j < count; ++j) {
+            const Vec at = zero + static_cast<float>(key + j);
+            Vec s = load(scores + j * stride_);
+            if (args_.softcap > 0.0) s = capped(s);
+            s = at > position ? never : s;
+            s = at < oldest ? never : s;
+            top = s > top ? s : top;
+            top = s == s ? top : s;  // NaN shows
+            store(scores + j * stride_, s);
+        }
+        const Vec base = top == never ? zero : top;  // rows that see nothing yet
+        Vec total = zero;
+        for (int64_t j = 0; j < count; ++j) {
+            const Vec s = load(scores + j * stride_);
+            const Vec weight = s == never ? zero : exp_clamped(s - base);
+            total += weight;
+            store(scores + j * stride_, weight);
+        }
+        const Vec shrink = exp_clamped(old - base);
+        store(buffers_.total.data() + row, load(buffers_.total.data() + row) * shrink + total);
+        store(buffers_.max.data() + row, top);
+        for (int i = 0; i < kLanes && row + i < rows; ++i)
+            if (shrink[i] != 1.0f) scale(buffers_.sum.data() + (row + i) * dim_, shrink[i]);
+    }
+
+    void scale(float* sum, float factor) const {
+        for (int64_t d = 0; d < dim_; d += kLanes) store(sum + d, load(sum + d) * factor);
+    }
+
+    Vec capped(Vec s) const {
+        const float cap = static_cast<float>(args_.softcap);
+        return cap - 2.0f * cap / (exp_clamped(s * (2.0f / cap)) + 1.0f);
     }
 
     // Scores of a tile become weights relative to each row's running maximum; what a row may not see becomes 0.
@@ -157,28 +209,32 @@ class Worker {
         for (int64_t j = begin; j < end; ++j) s[j] = cap - 2.0f * cap / (exp_clamped(s[j] * twice) + 1.0f);
     }
 
-    // Adds the weighted values. Few rows read them as they lie; many are worth a widened copy.
-    void mix(const Task& task, int64_t key, int64_t count, int64_t rows) {
-        const bool in_place = dim_ == args_.head_dim && (rows <= kFewRows || sizeof(KV) == sizeof(float));
+    // Adds the weighted values: weight (row, key) is scores[row * row_step + key * key_step]. Few rows read the values as they
+    // lie; many are worth a widened copy.
+    void mix(const Task& task, int64_t key, int64_t count, int64_t rows, int64_t row_step, int64_t key_step) {
+        const bool few = rows <= kFewRows;
+        const bool in_place = dim_ == args_.head_dim && (few || sizeof(KV) == sizeof(float));
         for_blocks(task, key, count, [&](int64_t where, int64_t run, int64_t at) {
             const KV* v = static_cast<const KV*>(args_.value) + where;
-            const float* weights = buffers_.scores.data() + at;
+            const Left weights = {buffers_.scores.data() + at * key_step, row_step, key_step};
             float* sum = buffers_.sum.data();
             if (in_place)
-                multiply_all(weights, kTileKeys, Matrix<KV>{v, dim_}, sum, dim_, rows, run, dim_, true,
-                             rows <= kFewRows ? ahead(args_.value, task, key + at) : nullptr);
+                multiply_all(weights, Matrix<KV>{v, dim_}, sum, dim_, rows, run, dim_, true,
+                             few ? ahead(args_.value, task, key + at) : nullptr);
             else
-                multiply_all(weights, kTileKeys, Matrix<float>{copy(v, run), dim_}, sum, dim_, rows, run, dim_, true);
+                multiply_all(weights, Matrix<float>{copy(v, run), dim_}, sum, dim_, rows, run, dim_, true);
         });
     }
 
-    // Widened, each padded to whole vectors; the padding is never written and stays what resize made it: zero or old values.
-    const float* copy(const KV* v, int64_t run) {
-        for (int64_t j = 0; j < run; ++j) {
-            float* to = buffers_.values.data() + j * dim_;
-            for (int64_t d = 0; d < args_.head_dim; ++d) to[d] = to_float(v[j * args_.head_dim + d]);
+    // Keys or values widened, each padded to whole vectors with whatever is there: nobody looks at what becomes of it.
+    const float* copy(const KV* from, int64_t run) {
+        const int64_t whole = args_.head_dim / kLanes * kLanes;
+        for (int64_t j = 0; j < run; ++j, from += args_.head_dim) {
+            float* to = buffers_.copies.data() + j * dim_;
+            for (int64_t d = 0; d < whole; d += kLanes) store(to + d, widen(from + d));
+            for (int64_t d = whole; d < args_.head_dim; ++d) to[d] = to_float(from[d]);
         }
-        return buffers_.values.data();
+        return buffers_.copies.data();
     }
 
     void write(const Task& task, int64_t rows) {
@@ -200,7 +256,8 @@ class Worker {
     }
 
     const Args& args_;
-    const int64_t dim_;
+    const int64_t dim_;     // of a head, up to whole vectors
+    const int64_t stride_;  // rows of a task, up to whole vectors
     Buffers& buffers_;
 };
 
