@@ -1,138 +1,265 @@
-"""Our engine against transformers on the same model, prompts and threads: `python -m bench.engine`.
+"""The engine without its doors, against what the device could do: `python -m bench.engine`.
 
-Each contender runs in a process of its own, one after the other, all started by this one. tok/s counts generated tokens
-over the whole run, prefill included; TTFT is the time of one request for one token. Each figure is the best of its
-repeats: noise only ever makes a run slower.
+Decoding: sequences of `--context` tokens, as many at once as each `--batch` says, `--new-tokens` each. Prefill: prompts
+of each `--prefill` length. Every figure comes as tokens per second and as a fraction of the roofline's; a decode step
+is split into the device's time, the device's waiting for the host, and what a step takes with nothing to compute. With
+`--shape` the model is random numbers of a known shape; transformers' continuous batching runs on the same shape after.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import subprocess
 import sys
-import time
-from typing import Any, Protocol
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from bench.record import write
-from bench.workload import Workload, make_prompts
-from tokenwire_service.config import EMBEDDED_MODEL_ID, ModelConfig
-from tokenwire_service.text.tokenizer import Tokenizer
-from tokenwire_service.weights.resolve import ResolvedModel, resolve_model
+import torch
 
-OURS = "tokenwire"
-CONTENDERS = (OURS, "transformers generate", "transformers continuous batching")
+from bench import record
+from bench.engine_limits import DeviceLimits, ModelCost, device_limits
+from bench.engine_offline import BatchRun, OfflineEngine, median
+from bench.engine_shapes import SHAPES, without_work
+from tokenwire_service.config import DEVICES, DTYPES, EMBEDDED_MODEL_ID, OPENMP_SPIN, EngineConfig, ModelConfig
+from tokenwire_service.models.families import read_spec
+from tokenwire_service.runner.machine import choose_device
+from tokenwire_service.runner.worker import choose_dtype
+from tokenwire_service.weights.resolve import resolve_model
 
-
-class Contender(Protocol):
-    """Generates greedily, end tokens ignored."""
-
-    def generate(self, prompts: list[list[int]], new_tokens: int) -> int:
-        """Run all prompts at once to `new_tokens` each; returns how many tokens were generated."""
-        ...
-
-    def close(self) -> None: ...
+OURS, TRANSFORMERS = "tokenwire", "transformers continuous batching"
+_WARM_UP_TOKENS = 8
+Row = dict[str, Any]
 
 
-def open_contender(name: str, resolved: ResolvedModel, model: ModelConfig) -> Contender:
-    if name == OURS:
-        from bench.contenders.tokenwire import Tokenwire
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineWorkload:
+    """What is asked of each contender."""
 
-        return TokenwireContender(model, resolved)
-    from bench.transformers_contenders import TransformersContinuousBatching, TransformersGenerate
+    model: str
+    dtype: str
+    device: str
+    context: int
+    new_tokens: int
+    batches: tuple[int, ...]
+    prefill: tuple[int, ...]
+    prefill_tokens: int
+    """Prompt tokens of one prefill run at least; as many prompts as that takes."""
+    repeats: int
 
-    return (
-        TransformersGenerate(resolved) if name == "transformers generate" else TransformersContinuousBatching(resolved)
-    )
+    @property
+    def longest(self) -> int:
+        return max(self.context + self.new_tokens, max(self.prefill, default=0) + 1)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Most tokens held at once, with a block to spare for each sequence."""
+        decoding = max(self.batches) * (self.context + self.new_tokens + 128)
+        return max(decoding, self.prefill_tokens + 2 * max(self.prefill, default=0))
 
-def timed(contender: Contender, prompts: list[list[int]], new_tokens: int) -> float:
-    start = time.perf_counter()
-    generated = contender.generate(prompts, new_tokens)
-    seconds = time.perf_counter() - start
-    if generated != len(prompts) * new_tokens:
-        raise RuntimeError(f"{generated} tokens generated, {len(prompts) * new_tokens} asked for")
-    return seconds
-
-
-def measure(name: str, model: ModelConfig, workload: Workload) -> list[dict[str, Any]]:
-    """One row per concurrency and one for TTFT. Every run has prompts of its own, so that no cache helps."""
-    resolved = resolve_model(model)
-    tokenizer = Tokenizer.from_dir(resolved.tokenizer_dir)
-
-    def prompts(num: int, length: int, offset: int) -> list[list[int]]:
-        return make_prompts(lambda text: tokenizer.encode(text, add_special_tokens=False), num, length, offset)
-
-    contender = open_contender(name, resolved, model)
-    rows = []
-    try:
-        timed(contender, prompts(2, workload.prompt_tokens, 90), 8)
-        for num in workload.concurrency:
-            runs = [
-                timed(contender, prompts(num, workload.prompt_tokens, repeat * num), workload.new_tokens)
-                for repeat in range(workload.repeats)
-            ]
-            rows.append(
-                {
-                    "engine": name,
-                    "concurrency": num,
-                    "tokens_per_s": num * workload.new_tokens / min(runs),
-                    "runs_s": runs,
-                }
-            )
-        runs = [
-            timed(contender, prompts(1, workload.ttft_prompt_tokens, 1 + repeat), 1)
-            for repeat in range(workload.repeats)
-        ]
-        rows.append(
-            {"engine": name, "ttft_prompt_tokens": workload.ttft_prompt_tokens, "ttft_s": min(runs), "runs_s": runs}
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            device=self.device,
+            max_batch_size=max(max(self.batches), self.num_prompts(min(self.prefill, default=self.context))),
+            max_total_tokens=self.longest,
+            max_batch_total_tokens=self.cached_tokens,
+            prefix_caching=False,
         )
-    finally:
-        contender.close()
-    return rows
+
+    def num_prompts(self, length: int) -> int:
+        return max(1, self.prefill_tokens // length)
+
+    def prompts(self, num: int, length: int, vocab_size: int) -> list[list[int]]:
+        """Random ids; every call the same."""
+        generator = torch.Generator().manual_seed(length)
+        ids: list[list[int]] = torch.randint(vocab_size, (num, length), generator=generator).tolist()
+        return ids
 
 
-def in_own_process(name: str, arguments: list[str]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "bench.engine", "--contender", name, *arguments]
+def model_config(name: str) -> Mapping[str, Any]:
+    """config.json of a shape, or of a model by its id or path."""
+    return SHAPES[name] if name in SHAPES else resolve_model(ModelConfig(model_id=name)).config
+
+
+def open_engine(work: EngineWorkload, config: Mapping[str, Any]) -> OfflineEngine:
+    if work.model in SHAPES:
+        return OfflineEngine.random(work.model, config, work.dtype, work.engine_config())
+    return OfflineEngine(resolve_model(ModelConfig(model_id=work.model)), work.dtype, work.engine_config())
+
+
+def measure_ours(work: EngineWorkload, config: Mapping[str, Any]) -> list[Row]:
+    vocab_size = read_spec(config).vocab_size
+    bare = _decode_without_work(work, config) if choose_device(work.device, 0).type == "cpu" else {}
+    engine = open_engine(work, config)
+    engine.run(work.prompts(1, 16, vocab_size), _WARM_UP_TOKENS)
+    rows = []
+    for batch in work.batches:
+        prompts = work.prompts(batch, work.context, vocab_size)
+        runs = [engine.run(prompts, work.new_tokens) for _ in range(work.repeats)]
+        rows.append(_decode_row(max(runs, key=lambda run: _rate(run, batch)), batch) | bare.get(batch, {}))
+    for length in work.prefill:
+        prompts = work.prompts(work.num_prompts(length), length, vocab_size)
+        runs = [engine.run(prompts, 1) for _ in range(work.repeats)]
+        lone = [engine.run(prompts[:1], 1) for _ in range(work.repeats)]
+        rows.append(
+            {
+                "kind": "prefill",
+                "length": length,
+                "tokens_per_s": len(prompts) * length / min(run.seconds for run in runs),
+                "ttft_s": min(run.first_token_s[0] for run in lone),
+            }
+        )
+    return [{"engine": OURS, **row} for row in rows]
+
+
+def _rate(run: BatchRun, batch: int) -> float:
+    return batch / median([step.took_s for step in run.steady(batch)])
+
+
+def _decode_row(run: BatchRun, batch: int) -> Row:
+    steps = run.steady(batch)
+    return {
+        "kind": "decode",
+        "batch": batch,
+        "tokens_per_s": _rate(run, batch),
+        "offline_tokens_per_s": run.num_tokens / run.seconds,
+        "step_ms": 1e3 * median([step.took_s for step in steps]),
+        "device_ms": 1e3 * median([step.device_s for step in steps]),
+        "gap_ms": 1e3 * median([step.gap_s for step in steps]),
+        "runner_host_ms": 1e3 * median([step.host_s for step in steps]),
+    }
+
+
+def _decode_without_work(work: EngineWorkload, config: Mapping[str, Any]) -> dict[int, Row]:
+    """By batch: what Python, scheduling and dispatch take of a step, on the CPU, where they are not beside the work."""
+    small = dataclasses.replace(work, context=16, prefill=())
+    name, least = "no work", without_work(config)
+    engine = OfflineEngine.random(name, least, "float32", small.engine_config())
+    found = {}
+    for batch in work.batches:
+        prompts = small.prompts(batch, small.context, least["vocab_size"])
+        runs = [engine.run(prompts, work.new_tokens) for _ in range(work.repeats)]
+        found[batch] = {
+            "without_work_ms": min(1e3 * median([step.took_s for step in run.steady(batch)]) for run in runs)
+        }
+    return found
+
+
+def measure_transformers(work: EngineWorkload, config: Mapping[str, Any]) -> list[Row]:
+    from bench.transformers_contenders import RandomContinuousBatching, steady_rate
+
+    device = choose_device(work.device, 0)
+    dtype = choose_dtype(work.dtype, device) if device.type == "cuda" else torch.float32
+    vocab_size = read_spec(config).vocab_size
+    engine = RandomContinuousBatching(config, dtype, device, work.cached_tokens)
+    engine.run(work.prompts(1, 16, vocab_size), _WARM_UP_TOKENS)
+    rows: list[Row] = []
+    for batch in work.batches:
+        prompts = work.prompts(batch, work.context, vocab_size)
+        runs = [engine.run(prompts, work.new_tokens) for _ in range(work.repeats)]
+        rows.append({"kind": "decode", "batch": batch, "tokens_per_s": max(steady_rate(run) for run in runs)})
+    for length in work.prefill:
+        prompts = work.prompts(work.num_prompts(length), length, vocab_size)
+        runs = [engine.run(prompts, 1) for _ in range(work.repeats)]
+        last = min(max(each.token_times_s[0] for each in run) for run in runs)
+        rows.append({"kind": "prefill", "length": length, "tokens_per_s": len(prompts) * length / last})
+    return [{"engine": TRANSFORMERS, **row} for row in rows]
+
+
+def add_fractions(rows: list[Row], work: EngineWorkload, config: Mapping[str, Any], limits: DeviceLimits) -> None:
+    """What each row is of the roofline's tokens per second, the context being that of the middle of the run."""
+    device = choose_device(work.device, 0)
+    item = choose_dtype(work.dtype, device).itemsize
+    cost = ModelCost.of(read_spec(config), item, item)
+    for row in rows:
+        if row["kind"] == "decode":
+            limit = cost.decode_limit(row["batch"], work.context + work.new_tokens // 2, limits)
+        else:
+            limit = cost.prefill_limit(row["length"], limits)
+        row["limit_tokens_per_s"] = limit
+        row["fraction_of_limit"] = row["tokens_per_s"] / limit
+
+
+def print_table(rows: list[Row]) -> None:
+    for row in rows:
+        what = f"decode at {row['batch']}" if row["kind"] == "decode" else f"prefill of {row['length']}"
+        line = (
+            f"{row['engine']:<34}{what:<18}{row['tokens_per_s']:>11.1f} tok/s{row['fraction_of_limit']:>8.1%} of limit"
+        )
+        if "step_ms" in row:
+            line += f"   step {row['step_ms']:.2f} ms: device {row['device_ms']:.2f}, gap {row['gap_ms']:.3f}"
+        if "without_work_ms" in row:
+            line += f", without work {row['without_work_ms']:.2f} ({row['without_work_ms'] / row['step_ms']:.0%})"
+        if "ttft_s" in row:
+            line += f"   alone {row['ttft_s']:.3f} s"
+        print(line)
+
+
+def in_own_process(contender: str, arguments: list[str]) -> list[Row]:
+    """What a contender holds is gone when the next one starts."""
+    command = [sys.executable, "-m", "bench.engine", *arguments, "--contender", contender]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    rows: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
+    rows: list[Row] = json.loads(result.stdout.splitlines()[-1])
     return rows
 
 
-def print_table(rows: list[dict[str, Any]], workload: Workload) -> None:
-    """One line a measure: ours, each other, and ours over it (above 1 is faster)."""
-    others = [name for name in CONTENDERS if any(row["engine"] == name for row in rows) and name != OURS]
-    print(f"{'':<24}{OURS:>12}" + "".join(f"{name:>36}{'ratio':>8}" for name in others))
-    for num in workload.concurrency:
-        found = {row["engine"]: row["tokens_per_s"] for row in rows if row.get("concurrency") == num}
-        ratios = "".join(f"{found[name]:>36.1f}{found[OURS] / found[name]:>7.2f}x" for name in others)
-        print(f"{f'tok/s at {num}':<24}{found[OURS]:>12.1f}{ratios}")
-    found = {row["engine"]: row["ttft_s"] for row in rows if "ttft_s" in row}
-    ratios = "".join(f"{found[name]:>36.2f}{found[name] / found[OURS]:>7.2f}x" for name in others)
-    print(f"{f'TTFT s at {workload.ttft_prompt_tokens}':<24}{found[OURS]:>12.2f}{ratios}")
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--shape", choices=tuple(SHAPES), help="random weights of this shape, made on the device")
+    model.add_argument("--model-id", default=EMBEDDED_MODEL_ID, help="a real model: ours alone is run")
+    parser.add_argument("--random-weights", action="store_true", help="what --shape means anyway")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128, 256])
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 4096, 8192])
+    parser.add_argument("--prefill-tokens", type=int, default=8192, help="prompt tokens of a prefill run at least")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--no-transformers", action="store_true", help="run ours alone")
+    parser.add_argument("--out", type=Path, help="result file; bench/results/<date>-engine-<model>.json unless given")
+    parser.add_argument("--contender", choices=(OURS, TRANSFORMERS), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.random_weights and not given.shape:
+        parser.error("--random-weights needs --shape")
+    return given
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-id", default=EMBEDDED_MODEL_ID)
-    parser.add_argument("--repeats", type=int, default=Workload().repeats)
-    parser.add_argument("--new-tokens", type=int, default=Workload().new_tokens)
-    parser.add_argument("--only", choices=CONTENDERS, action="append", help="leave the others out (ours is always run)")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    workload = Workload(repeats=given.repeats, new_tokens=given.new_tokens)
-    model = ModelConfig(model_id=given.model_id, dtype="float32")
+    given = parse()
+    os.environ.setdefault(*OPENMP_SPIN)
+    work = EngineWorkload(
+        model=given.shape or given.model_id,
+        dtype=given.dtype,
+        device=given.device,
+        context=given.context,
+        new_tokens=given.new_tokens,
+        batches=tuple(given.batch),
+        prefill=tuple(given.prefill),
+        prefill_tokens=given.prefill_tokens,
+        repeats=given.repeats,
+    )
+    config = model_config(work.model)
     if given.contender:
-        print(json.dumps(measure(given.contender, model, workload)))
+        measure = measure_ours if given.contender == OURS else measure_transformers
+        print(json.dumps(measure(work, config)))
         return
-    arguments = ["--model-id", given.model_id, "--repeats", str(given.repeats), "--new-tokens", str(given.new_tokens)]
-    rows: list[dict[str, Any]] = []
-    for name in CONTENDERS:
-        if name == OURS or not given.only or name in given.only:
-            print(f"running {name} ...", file=sys.stderr)
-            rows += in_own_process(name, arguments)
-    print_table(rows, workload)
-    path = write("engine", workload.to_json() | {"model": given.model_id}, rows, ("torch", "transformers"))
+    rows = in_own_process(OURS, sys.argv[1:])
+    if given.shape and not given.no_transformers:
+        rows += in_own_process(TRANSFORMERS, sys.argv[1:])
+    device = choose_device(work.device, 0)
+    limits = device_limits(device, choose_dtype(work.dtype, device))
+    add_fractions(rows, work, config, limits)
+    print_table(rows)
+    described = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    more = {"device": described, "limits": dataclasses.asdict(limits)}
+    workload = dataclasses.asdict(work)
+    kind = f"engine-{Path(work.model).stem if work.model not in SHAPES else work.model}"
+    path = record.write(kind, workload, rows, ("torch", "transformers"), more=more, path=given.out)
     print(f"written to {path}", file=sys.stderr)
 
 

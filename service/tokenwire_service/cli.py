@@ -45,7 +45,6 @@ TGI_HINTS: Mapping[str, str] = MappingProxyType(
         "--disable-custom-kernels": "not needed: kernels are chosen by the device",
         "--cuda-memory-fraction": "use --kv-cache-memory-fraction, the KV cache's share of free memory",
         "--kv-cache-dtype": "not supported yet: the KV cache has the type of the model",
-        "--speculate": "not supported yet",
         "--lora-adapters": "not supported yet",
         "--rope-scaling": _ROPE,
         "--rope-factor": _ROPE,

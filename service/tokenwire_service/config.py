@@ -20,6 +20,7 @@ OPENMP_SPIN = ("GOMP_SPINCOUNT", "3000")
 library's own default, about a millisecond, makes a step 3 to 10 times slower whenever anything else wants a core."""
 MAX_MESSAGE_BYTES = 2**31 - 1
 """What gRPC can be told; protobuf takes no larger message either."""
+MAX_SPECULATE = 16
 QUANTIZATIONS: tuple[str, ...] = ()
 """Values `--quantize` takes; none yet."""
 
@@ -80,6 +81,10 @@ class EngineConfig:
         60.0, "An engine with work that makes no step for this long is taken for hung and restarted."
     )
     device: str = flag("auto", "Where the model runs; 'auto' takes a GPU when there is one.", choices=DEVICES)
+    speculate: int = flag(
+        0, "Tokens guessed ahead at most, by what the text said before, and verified in one step; 0 is off."
+    )
+    speculate_max_batch: int = flag(4, "No guesses while more sequences run than this.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,8 @@ def _check_engine(engine: EngineConfig) -> None:
         "num_threads",
     ):
         _require(getattr(engine, name) >= 0, f"{_flag_name(name)} must be >= 0 (0 picks a default)")
+    _require(0 <= engine.speculate <= MAX_SPECULATE, f"--speculate must be in 0..{MAX_SPECULATE} (0 is off)")
+    _require(engine.speculate_max_batch >= 1, "--speculate-max-batch must be >= 1; --speculate 0 is off")
     _require(0 < engine.step_timeout_s < math.inf, "--step-timeout-s must be > 0 and finite")
 
 

@@ -110,7 +110,7 @@ def random_events(seed: int) -> list[EngineEvent]:
             )
         events.append(
             generator.choice(
-                [Completed(name, 1, 2, 3, 0.5, 0.25, 1.5, 4), Failed(name, FailureReason.DRAINING, "m", 2)]
+                [Completed(name, 1, 2, 3, 0.5, 0.25, 1.5, 4, 9, 6), Failed(name, FailureReason.DRAINING, "m", 2)]
             )
         )
     return events

@@ -9,7 +9,7 @@ import pytest
 from tests.support.local_engine import LocalEngine, make_request
 from tokenwire_service.core.events import Completed, Failed, FailureReason
 from tokenwire_service.core.params import LogprobsParams, SamplingParams, StoppingParams
-from tokenwire_service.runner.executor import LocalExecutor
+from tokenwire_service.runner.executor import LocalExecutor, PendingStep
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import SchedulerOutput, StepResult
 
@@ -84,22 +84,27 @@ def test_blocks_are_counted_once_when_nobody_waits(engine: LocalEngine, monkeypa
 
 
 class Breaking(LocalExecutor):
-    """Raises at the given steps (counted from its first), before or after it did the work."""
+    """Raises at the given steps (counted from its first), when they are launched or when their results are wanted."""
 
     def __init__(self, worker: Worker, broken: set[int], *, after: bool) -> None:
         super().__init__(worker)
         self._broken, self._after, self._count = broken, after, 0
 
-    def execute(self, output: SchedulerOutput) -> StepResult:
+    def launch(self, output: SchedulerOutput) -> PendingStep:
         if not output.scheduled:
-            return super().execute(output)
+            return super().launch(output)
         self._count += 1
-        if self._count in self._broken and not self._after:
+        if self._count not in self._broken:
+            return super().launch(output)
+        if not self._after:
             raise RuntimeError("broken on purpose")
-        result = super().execute(output)
-        if self._count in self._broken:
-            raise RuntimeError("broken on purpose")
-        return result
+        super().launch(output)
+        return Broken()
+
+
+class Broken:
+    def result(self) -> StepResult:
+        raise RuntimeError("broken on purpose")
 
 
 @pytest.mark.parametrize("after", [False, True])

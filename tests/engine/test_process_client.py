@@ -203,7 +203,7 @@ async def test_the_engine_logs_as_it_is_told(
     entries = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert len(entries) == lines
     for entry in entries:
-        assert (entry["level"], entry["logger"]) == ("warning", "tokenwire_service.runner.worker")
+        assert (entry["level"], entry["logger"]) == ("info", "tokenwire_service.runner.worker")
         assert "bfloat16" in entry["message"]
 
 

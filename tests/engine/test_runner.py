@@ -13,15 +13,18 @@ from tests.support.local_engine import TINY_LIMITS
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
 from tokenwire_service.errors import ConfigError
+from tokenwire_service.kernels.backend import reference_backend
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.spec import ModelSpec
-from tokenwire_service.runner.forward_batch import build_forward_batch
+from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
+from tokenwire_service.runner.forward_batch import Draws, ForwardBatch, build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
-from tokenwire_service.runner.logprobs import score_tokens
-from tokenwire_service.runner.machine import free_memory_bytes, usable_cores
+from tokenwire_service.runner.logprobs import TokenScores
+from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
 from tokenwire_service.runner.sampler import Sampler
 from tokenwire_service.runner.sizing import EngineSizes, check_flags, choose_sizes
 from tokenwire_service.runner.slots import SlotState
+from tokenwire_service.runner.step_rows import StepRows
 from tokenwire_service.runner.token_counts import TokenCounts
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
@@ -53,10 +56,28 @@ def plan(*rows: ScheduledSlot, joins: tuple[SlotJoin, ...] = (), leaves: tuple[i
     return SchedulerOutput(0, leaves, joins, rows)
 
 
+class Slots:
+    """Both halves of the slots' state."""
+
+    def __init__(self, vocab_size: int = 1000) -> None:
+        self.state = SlotState(SIZES, vocab_size)
+        self.device = DeviceSlots(self.state.layout, CPU)
+
+    def apply(self, output: SchedulerOutput) -> None:
+        writes = self.state.apply(output)
+        self.device.write(*(torch.from_numpy(part.astype(np.int32)) for part in writes.arrays()))
+
+    def batch(self, *scheduled: ScheduledSlot) -> tuple[ForwardBatch, Draws]:
+        rows = StepRows.of(scheduled)
+        self.state.count(rows)
+        draws = Draws.of(rows)
+        return build_forward_batch(rows, draws, SlotWrites(self.state.layout), self.state, self.device, 16), draws
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_flat_batch_says_the_same_as_its_tokens_one_by_one(seed: int) -> None:
     generator = random.Random(seed)
-    state = SlotState(SIZES, vocab_size=1000)
+    slots = Slots()
     free_blocks = generator.sample(range(64), 64)
     contents: dict[int, tuple[list[int], list[int]]] = {}
     for slot in generator.sample(range(8), 5):
@@ -68,8 +89,8 @@ def test_a_flat_batch_says_the_same_as_its_tokens_one_by_one(seed: int) -> None:
         start = generator.randrange(len(tokens))
         count = generator.randrange(1, len(tokens) - start + 1)
         rows.append(ScheduledSlot(slot, start, count, (), samples=start + count == len(tokens)))
-    state.apply(plan(joins=tuple(join(slot, *content) for slot, content in contents.items())))
-    batch = build_forward_batch(tuple(rows), state, 16, CPU)
+    slots.apply(plan(joins=tuple(join(slot, *content) for slot, content in contents.items())))
+    batch, draws = slots.batch(*rows)
     at = 0
     for number, row in enumerate(rows):
         tokens, blocks = contents[row.slot]
@@ -83,36 +104,100 @@ def test_a_flat_batch_says_the_same_as_its_tokens_one_by_one(seed: int) -> None:
             assert batch.attention.slot_mapping[at] == blocks[position // 16] * 16 + position % 16
             at += 1
     assert batch.attention.query_start_loc[-1] == at == len(batch.input_ids)
-    assert batch.sampled_rows.tolist() == [number for number, row in enumerate(rows) if row.samples]
+    assert draws.rows.tolist() == [number for number, row in enumerate(rows) if row.samples]
+    last_tokens = (batch.attention.query_start_loc[1:] - 1).tolist()
+    assert batch.drawn_tokens.tolist() == [last_tokens[number] for number in draws.rows]
+    assert batch.draws.positions.tolist() == [len(contents[slot][0]) for slot in draws.slots.tolist()]
     assert batch.attention.max_query_len == max(row.num_tokens for row in rows)
 
 
+def test_a_row_with_a_draft_draws_at_each_of_its_tokens() -> None:
+    slots = Slots()
+    slots.apply(plan(joins=(join(4, [5, 6, 7], [3]), join(2, [8], [9]), join(6, [1, 2], [1]))))
+    rows = (
+        ScheduledSlot(4, 2, 3, (), samples=True, draft_token_ids=(70, 71)),
+        ScheduledSlot(2, 0, 1, (), samples=True),
+        ScheduledSlot(6, 0, 1, (), samples=False),
+    )
+    slots.apply(plan(*rows))
+    batch, draws = slots.batch(*rows)
+    assert batch.input_ids.tolist() == [7, 70, 71, 8, 1]
+    assert draws.rows.tolist() == [0, 0, 0, 1]
+    assert batch.drawn_tokens.tolist() == [0, 1, 2, 3]
+    assert batch.draws.slots.tolist() == [4, 4, 4, 2]
+    assert batch.draws.positions.tolist() == [3, 4, 5, 1]
+    assert batch.draws.appended.tolist() == [-1, -1, -1, 2]
+    owner = slots.state.sampling[4]
+    slots.state.learn_draft(4, owner, 3, (70, 90))
+    slots.apply(plan())
+    assert slots.device.token_ids[4, :5].tolist() == [5, 6, 7, 70, 90]
+    assert (int(slots.device.seq_lens[4]), int(slots.device.positions[4]), int(slots.device.last_token[4])) == (
+        5,
+        4,
+        90,
+    )
+    assert slots.state.num_tokens[4] == 5
+    slots.state.learn_draft(4, owner, 5, (91,))
+    slots.apply(plan(leaves=(4,), joins=(join(4, [1], [2]),)))
+    assert slots.state.num_tokens[4] == 1
+    slots.state.learn_draft(4, owner, 5, (92,))  # of the one that left
+    slots.apply(plan())
+    assert (slots.state.num_tokens[4], int(slots.device.last_token[4])) == (1, 1)
+
+
 def test_a_plan_that_disagrees_with_the_slots_is_refused() -> None:
-    state = SlotState(SIZES, vocab_size=10)
-    state.apply(plan(joins=(join(0, [1, 2, 3], [5]),)))
+    slots = Slots(vocab_size=10)
+    slots.apply(plan(joins=(join(0, [1, 2, 3], [5]),)))
     with pytest.raises(ValueError, match="do not hold"):
-        build_forward_batch((ScheduledSlot(0, 0, 4, (), samples=True),), state, 16, CPU)
+        slots.batch(ScheduledSlot(0, 0, 4, (), samples=True))
     with pytest.raises(ValueError, match="do not hold"):
-        build_forward_batch((ScheduledSlot(0, 0, 2, (), samples=True),), state, 16, CPU)
-    state.apply(plan(joins=(join(1, [1] * 20, [5]),)))
+        slots.batch(ScheduledSlot(0, 0, 2, (), samples=True))
+    slots.apply(plan(joins=(join(1, [1] * 20, [5]),)))
     with pytest.raises(ValueError, match="no blocks"):
-        build_forward_batch((ScheduledSlot(1, 0, 20, (), samples=True),), state, 16, CPU)
+        slots.batch(ScheduledSlot(1, 0, 20, (), samples=True))
+    with pytest.raises(ValueError, match="does not follow"):
+        slots.apply(plan(ScheduledSlot(0, 3, 2, (), samples=True, draft_token_ids=(1,))))
+    with pytest.raises(ValueError, match="room for 7"):
+        slots.apply(plan(ScheduledSlot(0, 3, 1, tuple(range(9)), samples=True)))
+    for length in (0, 101):
+        with pytest.raises(ValueError, match="room for 1 to 100"):
+            slots.apply(plan(joins=(join(2, [1] * length, [5]),)))
 
 
 def test_tokens_outside_the_vocabulary_never_reach_the_embedding() -> None:
+    slots = Slots(vocab_size=10)
     with pytest.raises(ValueError, match="outside the vocabulary"):
-        SlotState(SIZES, vocab_size=10).apply(plan(joins=(join(0, [1, 10], [5]),)))
+        slots.apply(plan(joins=(join(0, [1, 10], [5]),)))
+    slots.apply(plan(joins=(join(0, [1, 9], [5]),)))
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        slots.apply(plan(ScheduledSlot(0, 1, 2, (), samples=True, draft_token_ids=(-1,))))
 
 
 def test_slots_grow_by_blocks_and_tokens_and_are_used_again() -> None:
-    state = SlotState(SIZES, vocab_size=10)
-    state.apply(plan(joins=(join(3, [1] * 16, [7]),)))
-    state.append_token(3, 9)
-    state.apply(plan(ScheduledSlot(3, 16, 1, (8,), samples=True)))
-    assert state.block_tables[3, :2].tolist() == [7, 8]
-    assert state.token_ids[3, :17].tolist() == [1] * 16 + [9]
-    state.apply(plan(leaves=(3,), joins=(join(3, [4], [2]),)))
-    assert (state.num_tokens[3], state.num_blocks[3]) == (1, 1)
+    slots = Slots(vocab_size=10)
+    slots.apply(plan(joins=(join(3, [1] * 16, [7]),)))
+    slots.device.append(torch.tensor([9, 5]), torch.tensor([3, -1], dtype=torch.int32), reference_backend())
+    slots.apply(plan(ScheduledSlot(3, 16, 1, (8,), samples=True)))
+    assert slots.state.block_tables[3, :2].tolist() == slots.device.block_tables[3, :2].tolist() == [7, 8]
+    assert slots.device.token_ids[3, :17].tolist() == [1] * 16 + [9]
+    slots.apply(plan(leaves=(3,), joins=(join(3, [4], [2]),)))
+    assert (slots.state.num_tokens[3], slots.state.num_blocks[3]) == (1, 1)
+    assert (int(slots.device.seq_lens[3]), int(slots.device.last_token[3])) == (1, 4)
+
+
+def test_the_device_has_the_sampling_parameters_to_the_bit() -> None:
+    slots = Slots()
+    samplings = {
+        0: SamplingParams(temperature=0.3, top_k=10**12, top_p=0.9, min_p=0.1, seed=2**64 - 1),
+        5: SamplingParams(temperature=1.7, top_k=3, seed=-(2**40) - 3),
+    }
+    slots.apply(plan(joins=tuple(join(slot, [1], [slot], sampling) for slot, sampling in samplings.items())))
+    columns = slots.device.sample_columns(torch.tensor([5, 0, -1], dtype=torch.int32), torch.tensor([4, 5, 6]))
+    assert columns.temperature[:2].tolist() == np.array([1.7, 0.3], np.float32).tolist()
+    assert columns.top_p[:2].tolist() == np.array([1.0, 0.9], np.float32).tolist()
+    assert columns.min_p[:2].tolist() == np.array([0.0, 0.1], np.float32).tolist()
+    assert columns.top_k[:2].tolist() == [3, 1000]
+    assert columns.seed[:2].tolist() == [-(2**40) - 3, -1]
 
 
 def test_counts_match_a_counter() -> None:
@@ -135,15 +220,33 @@ def test_rows_that_are_not_finite_are_told_apart() -> None:
     state = SlotState(SIZES, vocab_size=50)
     samplings = [SamplingParams(temperature=0.0), SamplingParams(seed=1), SamplingParams(seed=1, top_p=0.5)]
     state.apply(plan(joins=tuple(join(slot, [1, 2], [slot], sampling) for slot, sampling in enumerate(samplings))))
+    slots, positions = np.arange(3), np.full(3, 2)
+    needs = state.sampling.needs_at(slots, positions)
+    sampler = Sampler(state.sampling, reference_backend())
     for broken in range(3):
         logits = torch.randn(3, 50)
         logits[broken, 7] = float("nan")
-        assert Sampler(state).draw(logits, np.arange(3)).valid == [row != broken for row in range(3)]
+        drawn = sampler.draw(logits, slots, positions, needs, None)
+        assert drawn.choice.valid.tolist() == [row != broken for row in range(3)]
+        assert 0 <= int(drawn.choice.token_ids.min()) <= int(drawn.choice.token_ids.max()) < 50
     logits = torch.randn(2, 50)
     logits[1, 3] = float("inf")
-    scores = score_tokens(logits, torch.tensor([0, 0]), [LogprobsParams()] * 2)
+    scores = TokenScores(logits, torch.tensor([0, 0]), [LogprobsParams()] * 2, reference_backend()).read()
     assert scores[0] is not None
     assert scores[1] is None
+
+
+def test_named_tokens_and_ties_are_scored_row_by_row() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [4.0, 1.0, 2.0, 4.0]])
+    wanted = [LogprobsParams(top_n=2, token_ids=(3,)), LogprobsParams(top_n=0, token_ids=(2, 0))]
+    first, second = TokenScores(logits, torch.tensor([2, 1]), wanted, reference_backend()).read()
+    expected = logits.log_softmax(-1)
+    assert first is not None
+    assert second is not None
+    assert (first.rank, first.top_token_ids, first.top_ranks) == (1, (1, 2, 3), (1, 1, 4))
+    assert (second.rank, second.top_token_ids, second.top_ranks) == (4, (2, 0), (3, 1))
+    assert second.logprob == pytest.approx(float(expected[1, 1]))
+    assert first.top_logprobs == pytest.approx(expected[0, [1, 2, 3]].tolist())
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +288,9 @@ def test_flags_are_refused_before_the_weights_are_read(tiny_model: ResolvedModel
 
 
 def test_flags_that_fit_pass(spec: ModelSpec) -> None:
-    check_flags(EngineConfig(num_threads=1, max_total_tokens=256, max_batch_size=8, max_batch_prefill_tokens=8), spec)
+    check_flags(
+        EngineConfig(num_threads=1, max_total_tokens=256, max_batch_size=8, max_batch_prefill_tokens=8), spec, CPU
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,6 +330,19 @@ def test_free_memory_heeds_the_container(tmp_path: Path) -> None:
 
 def test_free_memory_of_this_machine() -> None:
     assert 1 << 20 < free_memory_bytes(CPU) < 1 << 50
+
+
+def test_a_rank_gets_the_gpu_of_its_number_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    with pytest.raises(ConfigError, match="--device cuda: rank 0 has no GPU"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1) == choose_device("cuda", 1) == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="rank 2 has no GPU of 2"):
+        choose_device("auto", 2)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,9 @@ class ScriptedService(
 
     def _usage(self, request: Any) -> types.Usage:
         made = len(self.script.tokens) * self._count(request)
-        return types.Usage(prompt_tokens=7, cached_prompt_tokens=2, completion_tokens=made)
+        return types.Usage(
+            prompt_tokens=7, cached_prompt_tokens=2, completion_tokens=made, draft_tokens=5, accepted_draft_tokens=3
+        )
 
     @staticmethod
     def _timing() -> types.Timing:

@@ -37,6 +37,9 @@ def test_chat_completion(sdk: openai.OpenAI, service: ScriptedService) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 4, 11)
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 2
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (3, 2)
     assert service.metadata[0]["authorization"] == "Bearer key-1"
 
 

@@ -130,6 +130,20 @@ async def test_events_come_in_order_and_say_what_they_should() -> None:
     assert metadata["x-tokenwire-instance"]
 
 
+async def test_usage_tells_what_speculation_guessed_and_what_held() -> None:
+    async def play(stream: FakeStream) -> None:
+        stream.admit()
+        stream.draft_tokens, stream.accepted_draft_tokens = 9, 2
+        stream.tokens(encode("abc"), finish=FinishReason.MAX_TOKENS)
+
+    async with open_door(FakeEngine(play)) as door:
+        streamed = await read(door.generation.GenerateStream(prompt()))
+        unary = await door.generation.Generate(prompt())
+    (completed,) = streamed.of("completed")
+    for usage in (completed.usage, unary.usage):
+        assert (usage.draft_tokens, usage.accepted_draft_tokens, usage.completion_tokens) == (9, 2, 3)
+
+
 async def test_the_fingerprint_is_the_models_and_the_seed_is_told() -> None:
     async with open_door() as door:
         first, second = [await door.generation.Generate(prompt()) for _ in range(2)]

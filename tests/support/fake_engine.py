@@ -35,6 +35,9 @@ class FakeStream:
     """Candidates the frontend ended, in order."""
     closed: bool = False
     num_takes: int = 0
+    draft_tokens: int = 0
+    """What `Completed` says of speculation."""
+    accepted_draft_tokens: int = 0
     _pending: list[EngineEvent] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,6 +110,8 @@ class FakeStream:
                 prefill_time_s=0.001,
                 total_time_s=0.002,
                 num_preemptions=0,
+                draft_tokens=self.draft_tokens,
+                accepted_draft_tokens=self.accepted_draft_tokens,
             )
         )
 

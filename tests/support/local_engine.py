@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections import defaultdict
@@ -98,13 +99,27 @@ class Answer:
 class LocalEngine:
     """An Engine whose inbox is a list and whose events gather in `events`."""
 
-    def __init__(self, worker: Worker, executor: Executor | None = None, *, prefix_caching: bool = True) -> None:
-        self.scheduler = Scheduler(worker.sizes.scheduler_limits(prefix_caching=prefix_caching))
+    def __init__(
+        self,
+        worker: Worker,
+        executor: Executor | None = None,
+        *,
+        prefix_caching: bool = True,
+        max_steps_in_flight: int | None = None,
+        num_draft_tokens: int = 0,
+    ) -> None:
+        limits = worker.sizes.scheduler_limits(prefix_caching=prefix_caching)
+        self.scheduler = Scheduler(dataclasses.replace(limits, num_draft_tokens=num_draft_tokens))
         self.stats = EngineStats()
         self.events: dict[str, list[EngineEvent]] = defaultdict(list)
         self._messages: list[Commands] = []
         self.engine = Engine(
-            self.scheduler, executor or LocalExecutor(worker), self, self._publish, logger=logging.getLogger("test")
+            self.scheduler,
+            executor or LocalExecutor(worker),
+            self,
+            self._publish,
+            logger=logging.getLogger("test"),
+            max_steps_in_flight=max_steps_in_flight,
         )
 
     def drain(self, timeout_s: float) -> Sequence[Commands]:

@@ -37,7 +37,7 @@ def head(prefix: str, object_name: str, info: types.ResponseInfo) -> dict[str, A
 
 
 def usage_body(usage: types.Usage) -> dict[str, Any]:
-    """OpenAI's usage."""
+    """OpenAI's usage. Predictions are the service's own, made by speculation."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -45,7 +45,7 @@ def usage_body(usage: types.Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning_tokens,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
+            "accepted_prediction_tokens": usage.accepted_draft_tokens,
+            "rejected_prediction_tokens": usage.draft_tokens - usage.accepted_draft_tokens,
         },
     }

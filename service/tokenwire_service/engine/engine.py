@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +12,7 @@ from typing import Protocol
 from tokenwire_service.core.events import EngineEvent, EngineStats, Failed, FailureReason
 from tokenwire_service.core.params import Request
 from tokenwire_service.errors import InvalidParameterError
-from tokenwire_service.runner.executor import Executor
+from tokenwire_service.runner.executor import Executor, PendingStep
 from tokenwire_service.scheduling.output import SchedulerOutput, SlotResult, StepResult
 from tokenwire_service.scheduling.scheduler import Scheduler
 
@@ -60,14 +61,20 @@ class Engine:
         *,
         logger: logging.Logger,
         heartbeat_s: float = 1.0,
+        max_steps_in_flight: int | None = None,
     ) -> None:
+        """`max_steps_in_flight`: steps launched before the first of them is asked for its result. Unless given, 2 where
+        the executor goes on by itself, so that it computes one while the results of the one before are dealt with."""
         self._scheduler = scheduler
         self._executor = executor
         self._inbox = inbox
         self._publish = publish
         self._logger = logger
         self._heartbeat_s = heartbeat_s
-        self._refused: list[EngineEvent] = []
+        self._max_in_flight = max_steps_in_flight or (2 if executor.runs_ahead else 1)
+        self._in_flight: deque[tuple[SchedulerOutput, PendingStep]] = deque()
+        self._events: list[EngineEvent] = []
+        """Not published yet."""
         self._failed_steps = 0
         self._made_step = False
         self._checked = True
@@ -79,13 +86,16 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """Take in messages, plan a step, carry it out, tell what came of it."""
+        """Take in messages, plan a step, launch it, finish the oldest one in flight, tell what came of it."""
         batches = self._inbox.drain(self._patience())
         self._apply(batches)
-        output = self._scheduler.schedule(time.monotonic())
-        result = self._execute(output)
-        events = self._update(output, result)
-        self._made_step = bool(output.scheduled)
+        if self._scheduler.wants_confirmed_tokens():
+            self._finish_all()
+        launched = self._launch(self._scheduler.schedule(time.monotonic()))
+        self._made_step = bool(self._in_flight)
+        if len(self._in_flight) == self._max_in_flight or not launched:
+            self._finish_oldest()
+        events = self._take_events()
         self._publish(events, self._scheduler.stats())
         self._check_when_idle(idle=not (batches or events))
 
@@ -124,26 +134,61 @@ class Engine:
         try:
             self._scheduler.add(request, now)
         except InvalidParameterError as error:
-            self._refused.append(Failed(request.request_id, FailureReason.ENGINE_FAILURE, error.message))
+            self._events.append(Failed(request.request_id, FailureReason.ENGINE_FAILURE, error.message))
 
-    def _execute(self, output: SchedulerOutput) -> StepResult:
-        """A step that raises is lost: its requests fail. Several in a row mean that the engine is broken."""
+    def _launch(self, output: SchedulerOutput) -> bool:
+        """Whether there is a step in flight now that was not before. A plan without rows brings nothing to wait for."""
         try:
-            result = self._executor.execute(output)
+            pending = self._executor.launch(output)
         except Exception:
-            self._failed_steps += 1
-            self._logger.exception("step %d failed (%d in a row)", output.step_id, self._failed_steps)
-            if self._failed_steps >= _MAX_FAILED_STEPS or not output.scheduled:
+            if self._is_beyond_help(output):
                 raise
-            return StepResult(output.step_id, tuple(SlotResult(r.slot, failure=_STEP_LOST) for r in output.scheduled))
+            pending = _LostStep(output)
         if output.scheduled:
-            self._failed_steps = 0
+            self._in_flight.append((output, pending))
+        return bool(output.scheduled)
+
+    def _finish_all(self) -> None:
+        while self._in_flight:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        """Wait for the result of the oldest step in flight, if there is one, and take it in."""
+        if self._in_flight:
+            output, pending = self._in_flight.popleft()
+            self._events += self._scheduler.update(output, self._result(output, pending), time.monotonic())
+
+    def _take_events(self) -> list[EngineEvent]:
+        events = self._events + self._scheduler.take_events()
+        self._events = []
+        return events
+
+    def _result(self, output: SchedulerOutput, pending: PendingStep) -> StepResult:
+        if isinstance(pending, _LostStep):
+            return pending.result()
+        try:
+            result = pending.result()
+        except Exception:
+            if self._is_beyond_help(output):
+                raise
+            return _LostStep(output).result()
+        self._failed_steps = 0
         return result
 
-    def _update(self, output: SchedulerOutput, result: StepResult) -> list[EngineEvent]:
-        if output.scheduled:
-            events = self._scheduler.update(output, result, time.monotonic())
-        else:
-            events = self._scheduler.take_events()
-        refused, self._refused = self._refused, []
-        return refused + events
+    def _is_beyond_help(self, output: SchedulerOutput) -> bool:
+        """Called where a step raised. It is lost, and its requests fail; several in a row mean that the engine is
+        broken."""
+        self._failed_steps += 1
+        self._logger.exception("step %d failed (%d in a row)", output.step_id, self._failed_steps)
+        return self._failed_steps >= _MAX_FAILED_STEPS or not output.scheduled
+
+
+class _LostStep:
+    """A step that raised."""
+
+    def __init__(self, output: SchedulerOutput) -> None:
+        self._output = output
+
+    def result(self) -> StepResult:
+        slots = tuple(SlotResult(row.slot, failure=_STEP_LOST) for row in self._output.scheduled)
+        return StepResult(self._output.step_id, slots)

@@ -101,6 +101,8 @@ def _add_completion(output: pb.StepOutput, key: int, event: Completed) -> None:
         prefill_time_s=event.prefill_time_s,
         total_time_s=event.total_time_s,
         num_preemptions=event.num_preemptions,
+        draft_tokens=event.draft_tokens,
+        accepted_draft_tokens=event.accepted_draft_tokens,
     )
 
 
@@ -114,6 +116,8 @@ def _completion(message: pb.Completion, request_id: str) -> Completed:
         prefill_time_s=message.prefill_time_s,
         total_time_s=message.total_time_s,
         num_preemptions=message.num_preemptions,
+        draft_tokens=message.draft_tokens,
+        accepted_draft_tokens=message.accepted_draft_tokens,
     )
 
 

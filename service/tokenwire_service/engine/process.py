@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from tokenwire.engine.v1alpha import engine_pb2 as pb
 from tokenwire_service.core.logging import configure_logging
@@ -65,7 +66,11 @@ def _load(
     try:
         resolved, dtype, config = configure_from_pb(configuration)
         worker = Worker(resolved, dtype, config, _SocketProgress(outbox))
-        limits = worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching)
+        limits = replace(
+            worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching),
+            num_draft_tokens=config.speculate,
+            draft_max_batch=config.speculate_max_batch,
+        )
         return worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config.num_shard)
     except StartupError as error:
         failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))

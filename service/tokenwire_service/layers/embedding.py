@@ -33,6 +33,9 @@ class VocabParallelHead:
     vocab_size: int
     group: TensorParallelGroup
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden [R, E] → float32 [R, V], the same on every rank."""
-        return self.group.all_gather(linear(hidden, self.weight, None).to(torch.float32))[:, : self.vocab_size]
+    def __call__(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden [R, E] → float32 [R, V], the same on every rank; written into `out` when that is given."""
+        scores = linear(hidden, self.weight, None)
+        if out is None:
+            return self.group.all_gather(scores.to(torch.float32))[:, : self.vocab_size]
+        return out.copy_(self.group.all_gather(scores)[:, : self.vocab_size])

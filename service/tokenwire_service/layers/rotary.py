@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels.embed_gather import embed_gather
+
+_TABLE_PIECE = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
@@ -38,7 +43,7 @@ class RopeSpec:
 
 
 class Rotary:
-    """Positions to cosines and sines."""
+    """Positions to cosines and sines, computed anew each time: for callers that know no longest sequence."""
 
     def __init__(self, spec: RopeSpec, device: torch.device) -> None:
         self.spec = spec
@@ -54,6 +59,20 @@ class Rotary:
             angles = positions[:, None].float() * self._inv_freq
         cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return cos_sin if self._attention_factor == 1.0 else cos_sin * self._attention_factor
+
+
+class RotaryTable:
+    """The same values looked up: every scaling is a function of the position alone."""
+
+    def __init__(self, rotary: Rotary, max_positions: int, backend: Backend) -> None:
+        positions = torch.arange(max_positions, device=backend.device)
+        # In pieces: a long context would otherwise need several times the table's size for a moment.
+        self._table = torch.cat([rotary(piece) for piece in positions.split(_TABLE_PIECE)])
+        self._backend = backend
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """positions int64 [T], less than `max_positions` → float32 [T, rotary_dim], as Rotary gives."""
+        return embed_gather(positions, self._table, 0, len(self._table), self._backend)
 
 
 def inverse_frequencies(spec: RopeSpec) -> Tensor:

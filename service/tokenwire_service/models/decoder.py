@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from tokenwire_service.layers.batch import AttentionBatch, LayerKV
 from tokenwire_service.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from tokenwire_service.layers.mlp import GatedMLP
 from tokenwire_service.layers.norm import AddRMSNorm
-from tokenwire_service.layers.rotary import Rotary
+from tokenwire_service.layers.rotary import Rotary, RotaryTable
 from tokenwire_service.models.spec import ModelSpec
 
 
@@ -44,7 +44,7 @@ class Decoder:
     backend: Backend
     """Where the model's tensors and the KV blocks live."""
     embedding: VocabParallelEmbedding
-    rotary: Rotary
+    rotary: Rotary | RotaryTable
     layers: tuple[DecoderLayer, ...]
     norm: AddRMSNorm
     head: VocabParallelHead
@@ -61,6 +61,12 @@ class Decoder:
             delta = layer(residual, delta, cos_sin, batch, layer_kv)
         return self.norm(residual, delta)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, E], rows of what `forward` returned → float32 [R, V]."""
-        return self.head(hidden)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden [R, E], rows of what `forward` returned → float32 [R, V], written into `out` when that is given."""
+        return self.head(hidden, out)
+
+    def with_positions(self, max_positions: int) -> Decoder:
+        """The same decoder for positions below `max_positions`, whose rotations are looked up instead of computed."""
+        return replace(
+            self, rotary=RotaryTable(Rotary(self.spec.rope, self.backend.device), max_positions, self.backend)
+        )

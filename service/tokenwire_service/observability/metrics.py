@@ -104,6 +104,8 @@ def _counters(stats: EngineStats) -> Iterator[Metric]:
         ("tokenwire_prefix_query_tokens", "Prompt tokens looked up in the prefix cache.", stats.prefix_query_tokens),
         ("tokenwire_prefix_hit_tokens", "Prompt tokens found in the prefix cache.", stats.prefix_hit_tokens),
         ("tokenwire_preemptions", "Sequences that gave up their place and were recomputed.", stats.preemptions),
+        ("tokenwire_draft_tokens", "Tokens guessed by speculation.", stats.draft_tokens),
+        ("tokenwire_accepted_draft_tokens", "Guesses that became tokens of an output.", stats.accepted_draft_tokens),
     )
     for name, text, value in values:
         yield CounterMetricFamily(name, text, value=float(value))

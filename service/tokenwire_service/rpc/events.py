@@ -46,6 +46,9 @@ class UsageSoFar:
     prompt_tokens: int
     cached_prompt_tokens: int
     completion_tokens: int
+    draft_tokens: int = 0
+    """Guesses of speculation, told at the end only; so are those accepted."""
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ class _Session:
             raise EngineFailureError(f"a fault of the engine; report it with response id {self._facts.response_id}")
         self._done = True
         preemptions = 0 if completed is None else completed.num_preemptions
-        usage, total_s = self._usage(), time.monotonic() - self._call.arrival_time
+        usage, total_s = self._usage(completed), time.monotonic() - self._call.arrival_time
         first_s = self._first_token_time_s or total_s
         self._call.telemetry.completed(
             finish_reasons=[end.reason.name.lower() for end in ends if end is not None],
@@ -208,8 +208,9 @@ class _Session:
         usage = self._usage() if self._plan.events.usage else None
         return deltas if usage is None else (replace(delta, usage=usage) for delta in deltas)
 
-    def _usage(self) -> UsageSoFar:
-        return UsageSoFar(len(self._prompt), self._cached_tokens, self._num_tokens())
+    def _usage(self, completed: Completed | None = None) -> UsageSoFar:
+        drafts = (0, 0) if completed is None else (completed.draft_tokens, completed.accepted_draft_tokens)
+        return UsageSoFar(len(self._prompt), self._cached_tokens, self._num_tokens(), *drafts)
 
     def _num_tokens(self) -> int:
         return sum(candidate.num_tokens for candidate in self._candidates)

@@ -1,4 +1,4 @@
-"""From a plan and the slots to the tensors of one forward pass. Shapes: T packed tokens, S rows."""
+"""From a plan and the slots to the tensors of one forward pass. Shapes: T packed tokens, S rows, R draws."""
 
 from __future__ import annotations
 
@@ -10,75 +10,100 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwire_service.layers.batch import AttentionBatch
+from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
 from tokenwire_service.runner.slots import SlotState
-from tokenwire_service.scheduling.output import ScheduledSlot
+from tokenwire_service.runner.step_rows import StepRows
+from tokenwire_service.runner.transfer import upload_all
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The tokens a step draws, on the host."""
+
+    rows: NDArray[np.int64]
+    """[R]: row of the batch; a row with a draft draws at each of its tokens."""
+    tokens: NDArray[np.int64]
+    """[R]: packed token whose logits are drawn from."""
+    slots: NDArray[np.int64]
+    """[R]."""
+    positions: NDArray[np.int64]
+    """[R]: position of the drawn token."""
+    appended: NDArray[np.int64]
+    """[R]: slot whose next token it is; -1 in a row with a draft, of which that is not known yet."""
+
+    @classmethod
+    def of(cls, rows: StepRows) -> Draws:
+        drawn = np.where(rows.samples, 1 + rows.num_drafts, 0)
+        row_of = np.repeat(np.arange(len(rows)), drawn)
+        # Counted from the row's last draw, whose logits are its last token's.
+        back = np.repeat(np.cumsum(drawn), drawn) - 1 - np.arange(len(row_of))
+        slots = rows.slots[row_of]
+        return cls(
+            rows=row_of,
+            tokens=np.cumsum(rows.counts)[row_of] - 1 - back,
+            slots=slots,
+            positions=rows.ends[row_of] - back,
+            appended=np.where(rows.num_drafts[row_of] == 0, slots, -1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DrawTensors:
+    """The tokens a step draws, on the device. All int32 [R]."""
+
+    slots: Tensor
+    positions: Tensor
+    appended: Tensor
+    """See Draws."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One step's flat batch."""
+    """One step's flat batch, on the device."""
 
     input_ids: Tensor
     """int64 [T]."""
     positions: Tensor
     """int64 [T]."""
     attention: AttentionBatch
-    slots: NDArray[np.int64]
-    """[S]: slot of each row."""
-    query_start_loc: NDArray[np.int64]
-    """[S + 1], on the host."""
-    sampled_rows: NDArray[np.int64]
-    """Rows that draw a token; each from its last packed token."""
-
-    @property
-    def sampled_tokens(self) -> NDArray[np.int64]:
-        """Packed index each sampled row's logits come from."""
-        return self.query_start_loc[self.sampled_rows + 1] - 1
+    drawn_tokens: Tensor
+    """int64 [R]: packed token each draw's logits come from."""
+    draws: DrawTensors
 
 
 def build_forward_batch(
-    scheduled: tuple[ScheduledSlot, ...], state: SlotState, block_size: int, device: torch.device
+    rows: StepRows, draws: Draws, writes: SlotWrites, state: SlotState, slots: DeviceSlots, block_size: int
 ) -> ForwardBatch:
-    """`scheduled` is not empty, and `state` has the plan applied. Raises ValueError when the two disagree."""
-    columns = np.array([(row.slot, row.start, row.num_tokens, row.samples) for row in scheduled], dtype=np.int64)
-    slots, starts, counts, samples = columns.T
-    ends = starts + counts
-    _check(state, slots, ends, samples, block_size)
-    query_start_loc = np.zeros(len(slots) + 1, dtype=np.int64)
-    np.cumsum(counts, out=query_start_loc[1:])
-    token_slots = np.repeat(slots, counts)
-    positions = np.arange(query_start_loc[-1]) + np.repeat(starts - query_start_loc[:-1], counts)
+    """Brings `slots` up to date with `writes` and reads the tokens from them. `state` has the plan applied."""
+    token_slots = np.repeat(rows.slots, rows.counts)
+    query_start_loc = np.concatenate(([0], np.cumsum(rows.counts)))
+    positions = np.arange(query_start_loc[-1]) + np.repeat(rows.starts - query_start_loc[:-1], rows.counts)
     blocks, offsets = np.divmod(positions, block_size)
     slot_mapping = state.block_tables[token_slots, blocks].astype(np.int64) * block_size + offsets
-    max_seq_len = int(ends.max())
-    tables = state.block_tables[slots, : -(-max_seq_len // block_size)]
+    cells, values = writes.arrays()
+    token_cells = token_slots * state.layout.max_tokens + positions
+    device = slots.token_ids.device
+    there = upload_all(
+        [
+            *(cells, values, token_cells, positions, slot_mapping, rows.slots, rows.ends, query_start_loc),
+            *(draws.tokens, draws.slots, draws.positions, draws.appended),
+        ],
+        device,
+    )
+    slots.write(there[0], there[1])
     attention = AttentionBatch(
-        query_start_loc=torch.from_numpy(query_start_loc.astype(np.int32)).to(device),
-        seq_lens=torch.from_numpy(ends.astype(np.int32)).to(device),
-        block_tables=torch.from_numpy(np.ascontiguousarray(tables)).to(device),
-        slot_mapping=torch.from_numpy(slot_mapping).to(device),
-        max_query_len=int(counts.max()),
-        max_seq_len=max_seq_len,
+        query_start_loc=there[7],
+        seq_lens=there[6],
+        # Whole rows: a width that changed from step to step would change what the kernels are compiled for.
+        block_tables=slots.block_tables.index_select(0, there[5]),
+        slot_mapping=there[4].long(),
+        max_query_len=int(rows.counts.max()),
+        max_seq_len=int(rows.ends.max()),
     )
     return ForwardBatch(
-        input_ids=torch.from_numpy(state.token_ids[token_slots, positions].astype(np.int64)).to(device),
-        positions=torch.from_numpy(positions).to(device),
+        input_ids=slots.token_ids.view(-1).index_select(0, there[2]).to(torch.int64),
+        positions=there[3].long(),
         attention=attention,
-        slots=slots,
-        query_start_loc=query_start_loc,
-        sampled_rows=np.flatnonzero(samples),
+        drawn_tokens=there[8].long(),
+        draws=DrawTensors(slots=there[9], positions=there[10], appended=there[11]),
     )
-
-
-def _check(
-    state: SlotState,
-    slots: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    samples: NDArray[np.int64],
-    block_size: int,
-) -> None:
-    held = state.num_tokens[slots]
-    if (ends > held).any() or ((ends != held) & (samples == 1)).any():
-        raise ValueError("the plan computes tokens its slots do not hold")
-    if (ends > state.num_blocks[slots] * block_size).any():
-        raise ValueError("the plan computes tokens its slots have no blocks for")

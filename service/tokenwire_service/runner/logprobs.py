@@ -4,61 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from tokenwire_service.core.events import TokenLogprob
 from tokenwire_service.core.params import LogprobsParams
 from tokenwire_service.kernels import sample
+from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.runner.transfer import Download, upload
 
 
-def score_tokens(logits: Tensor, token_ids: Tensor, params: Sequence[LogprobsParams]) -> list[TokenLogprob | None]:
-    """fp32 logits [R, V] before any edit, token_ids int64 [R] → one entry per row, None where the row is not finite."""
-    normalizer = sample.log_normalizer(logits)
-    finite = normalizer.isfinite().tolist()
-    values = logits.gather(-1, token_ids.unsqueeze(-1))
-    ranks = sample.ranks(logits, values).flatten().tolist()
-    logprobs = (values.squeeze(-1) - normalizer).tolist()
-    tops = _top(logits, normalizer, max(p.top_n for p in params))
-    scores: list[TokenLogprob | None] = []
-    for row, wanted in enumerate(params):
-        if not finite[row]:
-            scores.append(None)
-            continue
-        top_ids, top_logprobs, top_ranks = (
-            tops[0][row][: wanted.top_n],
-            tops[1][row][: wanted.top_n],
-            tops[2][row][: wanted.top_n],
-        )
-        if wanted.token_ids:
-            named_logprobs, named_ranks = _named(logits[row], normalizer[row], wanted.token_ids)
-            top_logprobs, top_ranks = top_logprobs + named_logprobs, top_ranks + named_ranks
-        scores.append(
+class TokenScores:
+    """Scores of R tokens, computed on construction and read when they have reached the host."""
+
+    def __init__(self, logits: Tensor, token_ids: Tensor, params: Sequence[LogprobsParams], backend: Backend) -> None:
+        """fp32 logits [R, V] before any edit, token_ids int64 [R]."""
+        self._params = params
+        normalizer = sample.log_normalizer(logits, backend)
+        values = logits.gather(-1, token_ids.unsqueeze(-1))
+        best = logits.topk(min(max(p.top_n for p in params), logits.shape[-1]), dim=-1)
+        parts = [
+            normalizer.isfinite(),
+            values.squeeze(-1) - normalizer,
+            sample.ranks(logits, values, backend).squeeze(-1),
+            best.values - normalizer.unsqueeze(-1),
+            best.indices,
+        ]
+        if any(p.token_ids for p in params):
+            named = logits.gather(-1, _padded([p.token_ids for p in params], logits))
+            parts += [named - normalizer.unsqueeze(-1), sample.ranks(logits, named, backend)]
+        self._download = Download(parts)
+
+    def read(self) -> list[TokenLogprob | None]:
+        """One entry per row, None where the row is not finite."""
+        finite, logprobs, ranks, top_logprobs, top_ids, *named = [part.tolist() for part in self._download.read()]
+        named_logprobs, named_ranks = named or ([[]] * len(finite), [[]] * len(finite))
+        return [
             TokenLogprob(
                 logprob=logprobs[row],
                 rank=ranks[row],
-                top_token_ids=(*top_ids, *wanted.token_ids),
-                top_logprobs=tuple(top_logprobs),
-                top_ranks=tuple(top_ranks),
+                top_token_ids=(*_sorted(top_logprobs[row], top_ids[row])[: wanted.top_n], *wanted.token_ids),
+                top_logprobs=(*top_logprobs[row][: wanted.top_n], *named_logprobs[row][: len(wanted.token_ids)]),
+                top_ranks=(*_ranks(top_logprobs[row])[: wanted.top_n], *named_ranks[row][: len(wanted.token_ids)]),
             )
-        )
-    return scores
+            if finite[row]
+            else None
+            for row, wanted in enumerate(self._params)
+        ]
 
 
-def _top(logits: Tensor, normalizer: Tensor, count: int) -> tuple[list[list[int]], list[list[float]], list[list[int]]]:
-    """Ids, log-probabilities and ranks of the likeliest tokens of each row, best first; the lower id first on ties."""
-    if count == 0:
-        empty: list[list[int]] = [[] for _ in range(len(logits))]
-        return empty, [[] for _ in range(len(logits))], empty
-    best = logits.topk(min(count, logits.shape[-1]), dim=-1)
-    values = (best.values - normalizer.unsqueeze(-1)).tolist()
-    ids: list[list[int]] = []
-    ranks: list[list[int]] = []
-    for row_values, row_ids in zip(values, best.indices.tolist(), strict=True):
-        ids.append([token_id for _, token_id in sorted((-v, i) for v, i in zip(row_values, row_ids, strict=True))])
-        ranks.append([row_values.index(value) + 1 for value in row_values])
-    return ids, values, ranks
+def _sorted(logprobs: list[float], token_ids: list[int]) -> list[int]:
+    """The lower id first on ties."""
+    return [token_id for _, token_id in sorted((-v, i) for v, i in zip(logprobs, token_ids, strict=True))]
 
 
-def _named(logits: Tensor, normalizer: Tensor, token_ids: tuple[int, ...]) -> tuple[list[float], list[int]]:
-    values = logits[list(token_ids)]
-    return (values - normalizer).tolist(), sample.ranks(logits.unsqueeze(0), values.unsqueeze(0)).flatten().tolist()
+def _ranks(logprobs: list[float]) -> list[int]:
+    """Of values in descending order, equal for equal ones."""
+    return [logprobs.index(value) + 1 for value in logprobs]
+
+
+def _padded(lists: Sequence[tuple[int, ...]], like: Tensor) -> Tensor:
+    """int64 [R, longest], token 0 where a list is shorter."""
+    table = np.zeros((len(lists), max(len(ids) for ids in lists)), dtype=np.int64)
+    for row, ids in enumerate(lists):
+        table[row, : len(ids)] = ids
+    return upload(table, like.device)

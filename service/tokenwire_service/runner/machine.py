@@ -8,7 +8,21 @@ from pathlib import Path
 
 import torch
 
+from tokenwire_service.errors import ConfigError
+
 _UNLIMITED = 1 << 60
+
+
+def choose_device(name: str, rank: int = 0) -> torch.device:
+    """Where a rank's model runs; 'auto' is a GPU when there is one. Raises ConfigError when the rank has no GPU."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: rank {rank} has no GPU of {torch.cuda.device_count()}; use --device cpu, or "
+            "make a GPU and a torch built for CUDA available"
+        )
+    return torch.device("cuda", rank)
 
 
 def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int:

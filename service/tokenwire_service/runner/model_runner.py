@@ -2,106 +2,168 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwire_service.core.events import TokenLogprob
 from tokenwire_service.kernels.gather_rows import gather_rows
 from tokenwire_service.models.decoder import Decoder
-from tokenwire_service.runner.forward_batch import ForwardBatch, build_forward_batch
+from tokenwire_service.runner.decode import DecodeStep
+from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
+from tokenwire_service.runner.forward_batch import Draws, DrawTensors, build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache
-from tokenwire_service.runner.logprobs import score_tokens
-from tokenwire_service.runner.sampler import Sampled, Sampler
+from tokenwire_service.runner.launched_step import DrawnTokens, LaunchedStep, PromptScores
+from tokenwire_service.runner.logprobs import TokenScores
+from tokenwire_service.runner.sampler import Sampler
+from tokenwire_service.runner.sampling_rows import Need
+from tokenwire_service.runner.sizing import EngineSizes
 from tokenwire_service.runner.slots import SlotState
-from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotResult, StepResult
+from tokenwire_service.runner.step_graphs import NoGraphs, StepGraphs
+from tokenwire_service.runner.step_rows import StepRows
+from tokenwire_service.runner.timing import Mark, StepTiming
+from tokenwire_service.runner.transfer import Download, upload_all
+from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput
 
 _SCORING_BYTES = 32 << 20
 """Logits held at once while prompts are scored."""
-_NOT_FINITE = "the model gave no usable number for the next token; change the sampling constraints or the prompt"
+_Ints = NDArray[np.int64]
+_Launched = tuple[DrawnTokens | None, tuple[PromptScores, ...]]
 
 
 class ModelRunner:
-    """Owns the slots; the decoder and the KV cache are given. One thread calls it, with plans in scheduling order."""
+    """Owns the slots; the decoder and the KV cache are given. One thread calls it, with plans in scheduling order.
 
-    def __init__(self, decoder: Decoder, kv_cache: KVCache, state: SlotState, block_size: int) -> None:
+    A step is launched without looking at what the steps before it brought: their tokens are in the slots on the device.
+    The one exception are penalties: the rows that have any need every token before counted on the host, so that
+    launching a step with such rows waits, after its forward pass is under way, for the results of those before it.
+    """
+
+    def __init__(
+        self, decoder: Decoder, kv_cache: KVCache, sizes: EngineSizes, graphs: StepGraphs | None = None
+    ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
-        self._state = state
-        self._sampler = Sampler(state)
-        self._block_size = block_size
+        self._sizes = sizes
         self._device = decoder.backend.device
+        self._state = SlotState(sizes, decoder.spec.vocab_size)
+        self._slots = DeviceSlots(self._state.layout, self._device)
+        self._sampler = Sampler(self._state.sampling, decoder.backend)
+        self._decode_step = DecodeStep(decoder, kv_cache, self._slots, sizes, graphs or NoGraphs())
+        self._unread: deque[LaunchedStep] = deque()
+        self._last_end: Mark | None = None
+        self.last_timing: StepTiming | None = None
+        """Of the step whose result was asked for last."""
+
+    def record(self) -> None:
+        """Record what is recorded ahead. Call while no slot is in use and no step in flight."""
+        self._decode_step.record()
 
     @torch.inference_mode()
-    def execute(self, output: SchedulerOutput) -> StepResult:
-        """Apply the plan's deltas, compute its rows, and keep drawn tokens in their slots.
+    def launch(self, output: SchedulerOutput) -> LaunchedStep:
+        """Apply the plan's deltas and set its rows going; drawn tokens stay in their slots.
 
-        A row whose numbers are not finite fails alone; anything else that goes wrong raises.
+        A row whose numbers are not finite fails alone; anything else that goes wrong raises, here or when the result is
+        asked for.
         """
-        self._state.apply(output)
-        if not output.scheduled:
-            return StepResult(output.step_id, ())
-        batch = build_forward_batch(output.scheduled, self._state, self._block_size, self._device)
-        hidden = self._decoder.forward(batch.input_ids, batch.positions, batch.attention, self._kv_cache.layers)
-        results = self._score_prompts(batch, hidden, output.scheduled)
-        for row, slot_result in self._draw(batch, hidden):
-            results[row] = _merge(results.get(row), slot_result)
-        return StepResult(output.step_id, tuple(results.values()))
+        begun = time.perf_counter()
+        writes = self._state.apply(output)
+        start = Mark(self._device)
+        drawn, prompts = self._compute(output.scheduled, writes)
+        end = Mark(self._device)
+        step = LaunchedStep(output.step_id, output.scheduled, drawn, prompts, self._state.learn_draft)
+        step.when_finished(partial(self._time, start, end, time.perf_counter() - begun))
+        while self._unread and self._unread[0].is_read:
+            self._unread.popleft()
+        self._unread.append(step)
+        return step
 
-    def _draw(self, batch: ForwardBatch, hidden: Tensor) -> list[tuple[int, SlotResult]]:
-        if not len(batch.sampled_rows):
-            return []
-        rows = torch.from_numpy(batch.sampled_tokens).to(self._device)
-        slots = batch.slots[batch.sampled_rows]
-        sampled = self._sampler.draw(self._decoder.logits(gather_rows(hidden, rows, self._decoder.backend)), slots)
-        return list(zip(batch.sampled_rows.tolist(), self._keep(slots.tolist(), sampled), strict=True))
+    def _compute(self, scheduled: tuple[ScheduledSlot, ...], writes: SlotWrites) -> _Launched:
+        if not scheduled:
+            self._slots.write(*upload_all(writes.arrays(), self._device))
+            return None, ()
+        rows = StepRows.of(scheduled)
+        self._state.count(rows)
+        if rows.only_decodes:
+            return self._compute_decodes(rows, writes), ()
+        return self._compute_mixed(scheduled, rows, writes)
 
-    def _keep(self, slots: list[int], sampled: Sampled) -> list[SlotResult]:
-        """Write drawn tokens into their slots, so that the next plan need not bring them."""
-        results = []
-        for slot, token_id, valid, logprob in zip(
-            slots, sampled.token_ids, sampled.valid, sampled.logprobs, strict=True
-        ):
-            if not valid:
-                results.append(SlotResult(slot, failure=_NOT_FINITE))
-                continue
-            self._state.append_token(slot, token_id)
-            results.append(SlotResult(slot, (token_id,), (logprob,) if logprob else ()))
-        return results
+    def _compute_decodes(self, rows: StepRows, writes: SlotWrites) -> DrawnTokens:
+        step = self._decode_step
+        step.load(rows.slots, writes)
+        logits = step.forward()
+        needs = self._state.sampling.needs_at(rows.slots, rows.ends)
+        if step.draws_on_device and not (needs & int(Need.beyond_columns())).any():
+            return DrawnTokens(Download(step.draw()))
+        return self._draw(logits, rows.slots, rows.ends, needs, step.draws())
+
+    def _compute_mixed(self, scheduled: tuple[ScheduledSlot, ...], rows: StepRows, writes: SlotWrites) -> _Launched:
+        decoder, draws = self._decoder, Draws.of(rows)
+        batch = build_forward_batch(rows, draws, writes, self._state, self._slots, self._sizes.block_size)
+        hidden = decoder.forward(batch.input_ids, batch.positions, batch.attention, self._kv_cache.layers)
+        prompts = self._score_prompts(scheduled, rows, hidden) if rows.scores_prompt else ()
+        if not len(draws.slots):
+            return None, prompts
+        logits = decoder.logits(gather_rows(hidden, batch.drawn_tokens, decoder.backend))
+        needs = self._state.sampling.needs_at(draws.slots, draws.positions)
+        drawn = self._draw(logits, draws.slots, draws.positions, needs, batch.draws)
+        owners = tuple(self._state.sampling[slot] for slot in rows.slots[rows.num_drafts > 0].tolist())
+        return replace(drawn, owners=owners), prompts
+
+    def _draw(self, logits: Tensor, slots: _Ints, positions: _Ints, needs: _Ints, there: DrawTensors) -> DrawnTokens:
+        counting = np.flatnonzero(needs & Need.PENALTIES).tolist()
+        if counting:
+            self._read_all()
+        columns = self._slots.sample_columns(there.slots, there.positions) if self._decoder.backend.triton else None
+        drawn = self._sampler.draw(logits, slots, positions, needs, columns)
+        self._slots.append(drawn.choice.token_ids, there.appended, self._decoder.backend)
+        counts = [(at, self._state.sampling[int(slots[at])].counts) for at in counting]
+        return DrawnTokens(
+            download=Download(drawn.choice),
+            scored=drawn.scored,
+            scores=drawn.scores,
+            counts=tuple((at, count) for at, count in counts if count is not None),
+        )
+
+    def _read_all(self) -> None:
+        """Count what every step before this one drew."""
+        while self._unread:
+            self._unread.popleft().result()
 
     def _score_prompts(
-        self, batch: ForwardBatch, hidden: Tensor, scheduled: tuple[ScheduledSlot, ...]
-    ) -> dict[int, SlotResult]:
-        """Log-probabilities of the prompt tokens that follow the computed ones, by row."""
-        results = {}
-        for row, plan in enumerate(scheduled):
-            if plan.score_prompt:
-                start = int(batch.query_start_loc[row])
-                results[row] = self._score_prompt(plan, hidden[start : start + plan.num_tokens])
-        return results
+        self, scheduled: tuple[ScheduledSlot, ...], rows: StepRows, hidden: Tensor
+    ) -> tuple[PromptScores, ...]:
+        """Log-probabilities of the prompt tokens that follow the computed ones."""
+        starts = (np.cumsum(rows.counts) - rows.counts).tolist()
+        return tuple(
+            self._score_prompt(row, plan, hidden[starts[row] : starts[row] + plan.num_tokens])
+            for row, plan in enumerate(scheduled)
+            if plan.score_prompt
+        )
 
-    def _score_prompt(self, plan: ScheduledSlot, hidden: Tensor) -> SlotResult:
-        state, slot = self._state, plan.slot
+    def _score_prompt(self, row: int, plan: ScheduledSlot, hidden: Tensor) -> PromptScores:
+        state, slot, decoder = self._state, plan.slot, self._decoder
         wanted = state.sampling[slot].prompt_logprobs
         first, end = plan.start + 1, min(plan.start + plan.num_tokens + 1, int(state.num_prompt_tokens[slot]))
         if wanted is None or first >= end:
-            return SlotResult(slot)
-        tokens = torch.from_numpy(state.token_ids[slot, first:end].astype(np.int64)).to(self._device)
-        chunk = max(1, _SCORING_BYTES // (4 * self._decoder.spec.vocab_size))
-        scores: list[TokenLogprob] = []
-        for at in range(0, len(tokens), chunk):
-            targets = tokens[at : at + chunk]
-            logits = self._decoder.logits(hidden[at : at + len(targets)])
-            for score in score_tokens(logits, targets, [wanted] * len(targets)):
-                if score is None:
-                    return SlotResult(slot, failure=_NOT_FINITE)
-                scores.append(score)
-        return SlotResult(slot, prompt_offset=first, prompt_logprobs=tuple(scores))
+            return PromptScores(row, 0, ())
+        targets = self._slots.token_ids[slot, first:end].long()
+        chunk = max(1, _SCORING_BYTES // (4 * decoder.spec.vocab_size))
+        pieces = [
+            TokenScores(decoder.logits(hidden[at : at + len(part)]), part, [wanted] * len(part), decoder.backend)
+            for at, part in zip(range(0, len(targets), chunk), targets.split(chunk), strict=True)
+        ]
+        return PromptScores(row, first, tuple(pieces))
 
-
-def _merge(scored: SlotResult | None, drawn: SlotResult) -> SlotResult:
-    if scored is None or drawn.failure:
-        return drawn
-    if scored.failure:
-        return scored
-    return SlotResult(drawn.slot, drawn.token_ids, drawn.logprobs, scored.prompt_offset, scored.prompt_logprobs)
+    def _time(self, start: Mark, end: Mark, launch_s: float, read_s: float) -> None:
+        device_s = start.seconds_to(end)
+        # A device that is the host works while it is being told to.
+        host_s = launch_s + read_s - (device_s if self._device.type == "cpu" else 0.0)
+        gap_s = 0.0 if self._last_end is None else self._last_end.seconds_to(start)
+        self.last_timing = StepTiming(host_s, device_s, gap_s)
+        self._last_end = end

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
+from tokenwire_service.runner.device_slots import SlotWrites
 from tokenwire_service.runner.token_counts import TokenCounts
 from tokenwire_service.scheduling.output import SlotJoin
 
@@ -22,9 +23,11 @@ class Need(enum.IntFlag):
     MIN_P = 8
     TYPICAL_P = 16
     PENALTIES = 32
+    """The only one that depends on which tokens were drawn before."""
     BIAS = 64
     ALLOWED = 128
     MIN_TOKENS = 256
+    """Off once enough tokens were generated."""
     LOGPROBS = 512
 
     @classmethod
@@ -32,10 +35,15 @@ class Need(enum.IntFlag):
         """Those that change logits before temperature."""
         return cls.PENALTIES | cls.BIAS | cls.ALLOWED | cls.MIN_TOKENS
 
+    @classmethod
+    def beyond_columns(cls) -> Need:
+        """Those that `sample_rows` does not know."""
+        return cls.edits() | cls.TYPICAL_P | cls.LOGPROBS
 
-@dataclass(slots=True)
+
+@dataclass(eq=False, slots=True)
 class SlotSampling:
-    """The parts of one slot's parameters that are no columns."""
+    """The parts of one slot's parameters that are no columns. One object for each time a sequence enters a slot."""
 
     params: SamplingParams
     logprobs: LogprobsParams | None
@@ -45,8 +53,6 @@ class SlotSampling:
     bias_values: NDArray[np.float32]
     allowed_token_ids: NDArray[np.int64]
     end_token_ids: NDArray[np.int64]
-    num_masked: int
-    """Tokens still to generate with the end tokens masked."""
 
 
 class SamplingRows:
@@ -55,7 +61,9 @@ class SamplingRows:
     def __init__(self, slots: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self.needs = np.zeros(slots, dtype=np.int64)
-        """Need flags."""
+        """Need flags; `needs_at` knows which of them are on at a position."""
+        self.masked_until = np.zeros(slots, dtype=np.int64)
+        """Position from which on end tokens may be drawn."""
         self.temperature = np.ones(slots, dtype=np.float32)
         self.top_k = np.zeros(slots, dtype=np.int64)
         self.top_p = np.ones(slots, dtype=np.float32)
@@ -75,6 +83,15 @@ class SamplingRows:
             raise ValueError(f"slot {slot} is empty")
         return details
 
+    def holds(self, slot: int, details: SlotSampling) -> bool:
+        """Whether these are still the slot's."""
+        return self._details[slot] is details
+
+    def needs_at(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Need flags of tokens to be drawn, slots and positions [R]."""
+        masked = positions < self.masked_until[slots]
+        return np.where(masked, self.needs[slots], self.needs[slots] & ~int(Need.MIN_TOKENS))
+
     def set(self, join: SlotJoin, prompt: NDArray[np.int32], generated: NDArray[np.int32]) -> None:
         """Take over the parameters of a sequence that enters its slot."""
         slot, params = join.slot, join.sampling
@@ -91,8 +108,9 @@ class SamplingRows:
         self.context_frequency[slot] = params.context_frequency_penalty
         # A model may name end tokens it has no row for; there is nothing to mask then.
         end_token_ids = [token_id for token_id in join.end_token_ids if token_id < self._vocab_size]
-        num_masked = max(0, join.min_tokens - len(generated)) if end_token_ids else 0
-        self.needs[slot] = _needs(params, num_masked=num_masked, logprobs=join.logprobs is not None)
+        masks = bool(end_token_ids) and join.min_tokens > len(generated)
+        self.masked_until[slot] = join.num_prompt_tokens + join.min_tokens if masks else 0
+        self.needs[slot] = _needs(params, masks=masks, logprobs=join.logprobs is not None)
         self._details[slot] = SlotSampling(
             params=params,
             logprobs=join.logprobs,
@@ -102,28 +120,26 @@ class SamplingRows:
             bias_values=np.array([value for _, value in params.logit_bias], dtype=np.float32),
             allowed_token_ids=np.array(params.allowed_token_ids, dtype=np.int64),
             end_token_ids=np.array(end_token_ids, dtype=np.int64),
-            num_masked=num_masked,
         )
 
     def clear(self, slot: int) -> None:
         self._details[slot] = None
         self.needs[slot] = 0
 
-    def append_token(self, slot: int, token_id: int) -> None:
-        """Count a token the slot drew."""
-        needs = int(self.needs[slot])
-        if not needs & (Need.PENALTIES | Need.MIN_TOKENS):
-            return
-        details = self[slot]
-        if details.counts is not None:
-            details.counts.add(token_id)
-        if needs & Need.MIN_TOKENS:
-            details.num_masked -= 1
-            if details.num_masked == 0:
-                self.needs[slot] = needs & ~Need.MIN_TOKENS
+    def write(self, slot: int, writes: SlotWrites) -> None:
+        """Tell the device the slot's columns."""
+        writes.set_sampling(
+            slot,
+            temperature=float(self.temperature[slot]),
+            top_k=min(int(self.top_k[slot]), self._vocab_size),
+            top_p=float(self.top_p[slot]),
+            min_p=float(self.min_p[slot]),
+            candidate=int(self.candidate[slot]),
+            seed=int(self.seed[slot]),
+        )
 
 
-def _needs(params: SamplingParams, *, num_masked: int, logprobs: bool) -> int:
+def _needs(params: SamplingParams, *, masks: bool, logprobs: bool) -> int:
     draws = not params.greedy
     wanted = {
         Need.DRAW: draws,
@@ -134,7 +150,7 @@ def _needs(params: SamplingParams, *, num_masked: int, logprobs: bool) -> int:
         Need.PENALTIES: _counts_generated(params) or _counts_everything(params),
         Need.BIAS: bool(params.logit_bias),
         Need.ALLOWED: bool(params.allowed_token_ids),
-        Need.MIN_TOKENS: num_masked > 0,
+        Need.MIN_TOKENS: masks,
         Need.LOGPROBS: logprobs,
     }
     return sum(int(need) for need, is_wanted in wanted.items() if is_wanted)

@@ -47,10 +47,11 @@ class EngineSizes:
         )
 
 
-def check_flags(config: EngineConfig, spec: ModelSpec) -> None:
+def check_flags(config: EngineConfig, spec: ModelSpec, device: torch.device) -> None:
     """Raises ConfigError for flags that need no weights and no free memory to be refused."""
-    _batch(config, on_cpu=True)
-    _longest(config, spec, on_cpu=True)
+    on_cpu = device.type == "cpu"
+    _batch(config, on_cpu)
+    _longest(config, spec, on_cpu)
     cores = os.cpu_count() or 1
     if config.num_threads > cores:
         raise ConfigError(

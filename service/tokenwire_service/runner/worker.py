@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from tokenwire_service.config import EngineConfig
+from tokenwire_service.kernels.backend import Backend, select_backend
+from tokenwire_service.kernels.graph import make_recorder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
-from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
-from tokenwire_service.runner.machine import free_memory_bytes, usable_cores
+from tokenwire_service.runner.launched_step import LaunchedStep
+from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
 from tokenwire_service.runner.model_runner import ModelRunner
-from tokenwire_service.runner.sizing import EngineSizes, check_flags, choose_sizes
-from tokenwire_service.runner.slots import SlotState
+from tokenwire_service.runner.sizing import check_flags, choose_sizes
+from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs, NoGraphs, StepGraphs, bucket_sizes
+from tokenwire_service.runner.timing import StepTiming
 from tokenwire_service.runner.warm_up import warm_up
-from tokenwire_service.scheduling.output import SchedulerOutput, StepResult
+from tokenwire_service.scheduling.output import SchedulerOutput
 from tokenwire_service.weights.progress import Progress
 from tokenwire_service.weights.resolved import ResolvedModel
 from tokenwire_service.weights.stream import stream_tensors
@@ -53,61 +56,83 @@ class Worker:
         progress: Progress,
         group: TensorParallelGroup | None = None,
     ) -> None:
-        spec = read_spec(resolved.config)
-        check_flags(config, spec)
+        spec, group = read_spec(resolved.config), group or TensorParallelGroup()
+        self.device = choose_device(config.device, group.rank)
+        """Where the model runs."""
+        check_flags(config, spec, self.device)
         torch.set_num_threads(config.num_threads or usable_cores())
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         tensors = _Counted()
-        self._dtype = choose_dtype(dtype)
-        self._decoder = load_weights(
-            spec, tensors.count(stream_tensors(resolved, progress)), self._dtype, group or TensorParallelGroup()
+        self._dtype = choose_dtype(dtype, self.device)
+        decoder = load_weights(
+            spec,
+            tensors.count(stream_tensors(resolved, progress)),
+            self._dtype,
+            group,
+            select_backend(self.device, self._dtype),
         )
         self._num_parameters = tensors.num_elements
-        if self._decoder.backend.device.type == "cpu" and self._dtype is not torch.float32:
-            _LOG.warning("--dtype %s has no native CPU kernels: generation will be many times slower", dtype)
-        self.sizes = self._choose_sizes(config, spec)
+        _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._dtype, self.device)
+        kv_dtype = choose_kv_dtype(self._dtype, decoder.backend)
+        block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
+        self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_memory_bytes(self.device))
         """What the scheduler must work within."""
-        self._runner = self._make_runner(spec)
-        warm_up(self._runner, self.sizes)
+        self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
+        self._runner = ModelRunner(self._decoder, self._make_kv_cache(kv_dtype), self.sizes, self._choose_graphs())
+        warm_up(self._runner, self.sizes, on_gpu=self.device.type == "cuda")
 
-    def execute(self, output: SchedulerOutput) -> StepResult:
-        """Carry out one plan; see ModelRunner.execute."""
-        return self._runner.execute(output)
+    def launch(self, output: SchedulerOutput) -> LaunchedStep:
+        """Set one plan going; see ModelRunner.launch."""
+        return self._runner.launch(output)
+
+    @property
+    def last_timing(self) -> StepTiming | None:
+        """Of the step whose result was asked for last."""
+        return self._runner.last_timing
 
     @property
     def facts(self) -> WorkerFacts:
         backend = self._decoder.backend
-        on_gpu = backend.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
         return WorkerFacts(
             dtype=str(self._dtype).removeprefix("torch."),
-            device=torch.cuda.get_device_name(backend.device) if on_gpu else backend.device.type,
+            device=torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
             num_parameters=self._num_parameters,
-            attention_backend="native" if backend.library is not None else "torch",
+            attention_backend="triton" if backend.triton else "native" if backend.library is not None else "torch",
         )
 
-    def _choose_sizes(self, config: EngineConfig, spec: ModelSpec) -> EngineSizes:
-        device = self._decoder.backend.device
-        block_bytes = kv_block_bytes(
-            spec.num_layers, self._decoder.num_kv_heads, config.block_size, spec.head_dim, self._dtype
-        )
-        return choose_sizes(config, spec, block_bytes, device, free_memory_bytes(device))
-
-    def _make_runner(self, spec: ModelSpec) -> ModelRunner:
-        sizes = self.sizes
-        kv_cache = KVCache(
+    def _make_kv_cache(self, dtype: torch.dtype) -> KVCache:
+        spec, sizes = self._decoder.spec, self.sizes
+        return KVCache(
             num_layers=spec.num_layers,
             num_blocks=sizes.num_blocks,
             num_kv_heads=self._decoder.num_kv_heads,
             block_size=sizes.block_size,
             head_dim=spec.head_dim,
-            dtype=self._dtype,
-            device=self._decoder.backend.device,
+            dtype=dtype,
+            device=self.device,
         )
-        return ModelRunner(self._decoder, kv_cache, SlotState(sizes, spec.vocab_size), sizes.block_size)
+
+    def _choose_graphs(self) -> StepGraphs:
+        recorder = make_recorder(self._decoder.backend)
+        if recorder is None:
+            return NoGraphs()
+        if self.device.type == "cpu":
+            return LazyGraphs(recorder)
+        return BucketGraphs(recorder, bucket_sizes(self.sizes.max_num_sequences))
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """'auto' is float32: what every CPU computes well."""
-    return _DTYPES["float32" if name == "auto" else name]
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is what the device computes well: bfloat16 on a GPU, float32 on any CPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return _DTYPES[name]
+
+
+def choose_kv_dtype(dtype: torch.dtype, backend: Backend) -> torch.dtype:
+    """The type keys and values are kept in for activations of `dtype`."""
+    return dtype
 
 
 class _Counted:

@@ -49,6 +49,7 @@ def variants() -> list[Variant]:
         variant("likeliest", _triton.choose_likeliest_kernel, cut.num_warps, **likeliest),
         variant("score", _triton_scores.score_kernel, **tiles),
         variant("normalizer", _triton_scores.score_kernel, **tiles, values=None, ranks=None, num_values=1),
+        variant("ranks", _triton_scores.score_kernel, **tiles, maxima=None, sums=None),
         variant("combine", _triton_scores.combine_kernel, TILES=32),
         variant("penalize", _triton_edits.penalize_kernel, **pairs),
         variant("bias", _triton_edits.bias_kernel, **pairs),

@@ -286,3 +286,13 @@ def test_log_probabilities_and_ranks() -> None:
     assert torch.allclose(values - sample.log_normalizer(logits).unsqueeze(-1), expected, atol=1e-6)
     order = logits.argsort(dim=-1, descending=True).argsort(dim=-1)
     assert sample.ranks(logits, values).tolist() == (order.gather(-1, tokens) + 1).tolist()
+
+
+def test_rounding_never_leads_to_a_masked_token() -> None:
+    """Above every tile's exact sum, which the rounded one may exceed, only tokens of no weight are left."""
+    torch.manual_seed(8)
+    logits = torch.randn(500, 256)
+    logits[:, 200:] = -torch.inf
+    weights = reference.filtered_weights(logits, draw_params(500))
+    draws = torch.full((500,), 1 - 2.0**-49, dtype=torch.float64)
+    assert int(reference._invert(weights, draws).max()) < 200

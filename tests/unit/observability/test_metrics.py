@@ -31,6 +31,8 @@ STATS = EngineStats(
     generated_tokens=80,
     preemptions=4,
     step_time_s=0.025,
+    draft_tokens=40,
+    accepted_draft_tokens=30,
 )
 
 
@@ -158,6 +160,8 @@ def test_the_engine_is_asked_at_scrape_time(recorder: Recorder, server: MetricsS
         "tokenwire_prefix_query_tokens_total": 900,
         "tokenwire_prefix_hit_tokens_total": 300,
         "tokenwire_preemptions_total": 4,
+        "tokenwire_draft_tokens_total": 40,
+        "tokenwire_accepted_draft_tokens_total": 30,
         "tokenwire_engine_restarts_total": 0,
     }
     assert {name: page.value(name) for name in expected} == expected

@@ -921,9 +921,9 @@ class Usage(message.Message):
     reasoning_tokens: builtins.int
     """Generated tokens that were reasoning."""
     draft_tokens: builtins.int
-    """Tokens proposed by speculation."""
+    """Tokens proposed by speculation. Counted when the request ends; 0 in the usage of events before."""
     accepted_draft_tokens: builtins.int
-    """Proposed tokens that were accepted."""
+    """Proposed tokens that were accepted. Counted when the request ends; 0 in the usage of events before."""
     def __init__(
         self,
         *,

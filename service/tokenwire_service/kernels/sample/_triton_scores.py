@@ -37,9 +37,11 @@ def score_kernel(logits, row_stride, num_tokens, maxima, sums, values, num_value
         tl.store(maxima + at, best)
         tl.store(sums + at, tl.sum(tl.exp(x - _base(best)), axis=0))
     if ranks is not None:
-        for j in range(num_values):
-            above = tl.sum((x > tl.load(values + row * num_values + j)).to(tl.int64), axis=0)
-            tl.atomic_add(ranks + row * num_values + j, above, sem="relaxed")
+        at, end = row * num_values, (row + 1) * num_values
+        while at < end:
+            above = tl.sum((x > tl.load(values + at)).to(tl.int64), axis=0)
+            tl.atomic_add(ranks + at, above, sem="relaxed")
+            at += 1
 
 
 @triton.jit
@@ -49,8 +51,10 @@ def combine_kernel(maxima, sums, num_tiles, normalizers, TILES: tl.constexpr):
     best = tl.load(maxima + row * num_tiles + tile, mask=tile < num_tiles, other=-float("inf"))
     part = tl.load(sums + row * num_tiles + tile, mask=tile < num_tiles, other=0.0)
     base = _base(tl.max(best, axis=0))
-    total = tl.sum(tl.where(part == 0.0, 0.0, part * tl.exp(_base(best) - base)), axis=0)
-    tl.store(normalizers + row, tl.log(total) + base)
+    # Above 0 only where the tile or the row has no finite maximum.
+    total = tl.sum(part * tl.exp(tl.minimum(_base(best) - base, 0.0)), axis=0)
+    is_empty = total == 0.0
+    tl.store(normalizers + row, tl.log(tl.where(is_empty, 1.0, total)) + tl.where(is_empty, -float("inf"), base))
 
 
 def log_normalizer(logits: Tensor) -> Tensor:

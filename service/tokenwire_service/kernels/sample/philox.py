@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based generator of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
 
 Stateless: a draw is a function of its key and counter, so it is the same bits whatever else is in the batch.
-Written in int64 arithmetic, which every torch device has; each word holds an unsigned 32-bit value.
+Written in int64 arithmetic, which every torch device has and which wraps around; words are unsigned 32-bit values.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     weyl = torch.tensor(_WEYL, dtype=torch.int64, device=counter.device)
     even, odd = counter[:, 0::2], counter[:, 1::2]
     for _ in range(_ROUNDS):
-        high, low = _multiply(even, multipliers)
-        even, odd = high.flip(-1) ^ odd ^ key, low.flip(-1)
-        key = (key + weyl) & _MASK
-    return torch.stack((even, odd), dim=-1).flatten(-2)
+        # 64 bits each, of which int64 keeps all, the highest as its sign.
+        products = (even * multipliers).flip(-1)
+        even, odd = ((products >> 32) ^ odd ^ key) & _MASK, products
+        key = key + weyl
+    return torch.stack((even, odd & _MASK), dim=-1).flatten(-2)
 
 
 def uniform(seed: Tensor, candidate: Tensor, position: Tensor) -> Tensor:
@@ -38,10 +39,3 @@ def uniform(seed: Tensor, candidate: Tensor, position: Tensor) -> Tensor:
     words = philox4x32(torch.stack((position & _MASK, candidate & _MASK, zero, zero), dim=-1), key)
     bits = (words[:, 0] << 16) | (words[:, 1] >> 16)
     return (bits.double() + 0.5) * 2.0**-48
-
-
-def _multiply(word: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 64-bit product, by 16-bit halves so that int64 never overflows."""
-    low = (word & 0xFFFF) * multiplier
-    high = (word >> 16) * multiplier + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

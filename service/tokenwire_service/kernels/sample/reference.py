@@ -28,6 +28,8 @@ _TILE = 256
 _MIN_TEMPERATURE = 1e-6
 _LEAST_EXPONENT = -80.0
 """Anything less likely weighs e**-80, far below the finest draw: exp() is slow where its result is no normal number."""
+_NOTHING = 1e-34
+"""A weight above e**-80 that is as little."""
 
 
 def edit_logits(logits: Tensor, edits: LogitEdits) -> None:
@@ -100,22 +102,23 @@ def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
     weights = scaled.clamp_(min=_LEAST_EXPONENT).exp_()
     if padding := -weights.shape[-1] % _TILE:
         weights = torch.nn.functional.pad(weights, (0, padding))
-    _filter(weights, _keep_top_k, params.top_k, params.top_k_rows)
-    _filter(weights, _keep_typical, params.typical_p, params.typical_rows)
-    _filter(weights, _keep_top_p, params.top_p, params.top_p_rows)
-    _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
-    return weights
+    weights = _filter(weights, _keep_top_k, params.top_k, params.top_k_rows)
+    weights = _filter(weights, _keep_typical, params.typical_p, params.typical_rows)
+    weights = _filter(weights, _keep_top_p, params.top_p, params.top_p_rows)
+    return _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
 
 
-def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], None], values: Tensor, rows: tuple[int, ...]) -> None:
-    """Apply `keep`, which zeroes what it drops, to the given rows in place; values [S] are its parameter."""
+def _filter(
+    weights: Tensor, keep: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: tuple[int, ...]
+) -> Tensor:
+    """`keep`, which tells what stays of the given rows, applied to them; values [S] are its parameter."""
     if len(rows) == len(weights):
-        keep(weights, values)
-    elif rows:
+        return torch.where(keep(weights, values), weights, 0.0)
+    if rows:
         index = torch.tensor(rows, dtype=torch.int64, device=weights.device)
         part = weights.index_select(0, index)
-        keep(part, values[index])
-        weights.index_copy_(0, index, part)
+        weights.index_copy_(0, index, torch.where(keep(part, values[index]), part, 0.0))
+    return weights
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
@@ -156,15 +159,15 @@ def _keep_bits(logits: Tensor, allowed: TokenBits) -> None:
     logits.masked_fill_(~kept & allowed.rows.unsqueeze(-1), -torch.inf)
 
 
-def _keep_top_k(weights: Tensor, top_k: Tensor) -> None:
-    """Drop what is below the k-th value (ties stay)."""
+def _keep_top_k(weights: Tensor, top_k: Tensor) -> Tensor:
+    """All but what is below the k-th value (ties stay)."""
     limits = top_k.clamp(max=weights.shape[-1])
     best = weights.topk(int(limits.max()), dim=-1).values
-    weights.mul_(weights >= best.gather(-1, (limits - 1).unsqueeze(-1)))
+    return weights >= best.gather(-1, (limits - 1).unsqueeze(-1))
 
 
-def _keep_typical(weights: Tensor, typical_p: Tensor) -> None:
-    """Keep the tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
+def _keep_typical(weights: Tensor, typical_p: Tensor) -> Tensor:
+    """The tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
     p = weights.double()
     p /= p.cumsum(dim=-1)[:, -1:]
     log_p = p.log()
@@ -173,11 +176,11 @@ def _keep_typical(weights: Tensor, typical_p: Tensor) -> None:
     order = distance.argsort(dim=-1, stable=True)
     mass = p.gather(-1, order).cumsum(dim=-1)
     last = (mass < typical_p.unsqueeze(-1)).sum(dim=-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
-    weights.mul_(distance <= distance.gather(-1, order.gather(-1, last)))
+    return distance <= distance.gather(-1, order.gather(-1, last))
 
 
-def _keep_top_p(weights: Tensor, top_p: Tensor) -> None:
-    """Keep the smallest set of likeliest tokens whose mass reaches top_p (ties of the last stay).
+def _keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
+    """The smallest set of likeliest tokens whose mass reaches top_p (ties of the last stay).
 
     Only candidates are sorted. A token below (1 - top_p) / V of the mass is none: all of them together weigh less
     than what may be dropped. The same bound over the candidates leaves fewer.
@@ -191,12 +194,12 @@ def _keep_top_p(weights: Tensor, top_p: Tensor) -> None:
         mass, count = candidates.double().sum(dim=-1), (candidates > 0).sum(dim=-1)
     best = candidates.sort(dim=-1, descending=True).values
     last = (best.double().cumsum(dim=-1) < wanted.unsqueeze(-1)).sum(dim=-1, keepdim=True)
-    weights.mul_(weights >= best.gather(-1, last.clamp(max=best.shape[-1] - 1)))
+    return weights >= best.gather(-1, last.clamp(max=best.shape[-1] - 1))
 
 
-def _keep_min_p(weights: Tensor, min_p: Tensor) -> None:
-    """Drop what is less likely than min_p times the likeliest that is left."""
-    weights.mul_(weights >= weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1))
+def _keep_min_p(weights: Tensor, min_p: Tensor) -> Tensor:
+    """All but what is less likely than min_p times the likeliest that is left."""
+    return weights >= weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1)
 
 
 def _compact(values: Tensor, mask: Tensor) -> Tensor:
@@ -217,8 +220,8 @@ def _invert(weights: Tensor, draws: Tensor) -> Tensor:
     start = torch.where(tile > 0, ends.gather(-1, (tile - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
     rows = torch.arange(len(weights), device=weights.device)
     fine = weights.view(len(weights), -1, _TILE)[rows, tile].double()
-    # The two sums may differ in the last bits: never run past the tile's last token of positive weight.
-    last = _TILE - 1 - (fine > 0).to(torch.int8).flip(-1).argmax(dim=-1)
+    # The two sums may differ in the last bits: never run past the tile's last token of weight, to one that is masked.
+    last = _TILE - 1 - (fine > _NOTHING).to(torch.int8).flip(-1).argmax(dim=-1)
     within = torch.minimum(_first_above(fine.cumsum(dim=-1), (target - start).clamp(min=0.0)), last)
     return tile * _TILE + within
 

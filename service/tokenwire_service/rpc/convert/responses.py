@@ -156,6 +156,8 @@ def usage(counts: UsageSoFar) -> types_pb2.Usage:
         prompt_tokens=counts.prompt_tokens,
         cached_prompt_tokens=counts.cached_prompt_tokens,
         completion_tokens=counts.completion_tokens,
+        draft_tokens=counts.draft_tokens,
+        accepted_draft_tokens=counts.accepted_draft_tokens,
     )
 
 

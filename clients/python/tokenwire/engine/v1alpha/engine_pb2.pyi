@@ -299,6 +299,8 @@ class EngineLimits(message.Message):
     NUM_THREADS_FIELD_NUMBER: builtins.int
     STEP_TIMEOUT_S_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
+    SPECULATE_FIELD_NUMBER: builtins.int
+    SPECULATE_MAX_BATCH_FIELD_NUMBER: builtins.int
     num_shard: builtins.int
     """Number of tensor-parallel ranks."""
     max_total_tokens: builtins.int
@@ -321,6 +323,10 @@ class EngineLimits(message.Message):
     """Seconds without a step after which an engine with work is hung."""
     device: builtins.str
     """Where the model runs: auto, cpu or cuda."""
+    speculate: builtins.int
+    """Tokens guessed ahead at most; 0 is off."""
+    speculate_max_batch: builtins.int
+    """No guesses while more sequences run than this."""
     def __init__(
         self,
         *,
@@ -335,10 +341,12 @@ class EngineLimits(message.Message):
         num_threads: builtins.int = ...,
         step_timeout_s: builtins.float = ...,
         device: builtins.str = ...,
+        speculate: builtins.int = ...,
+        speculate_max_batch: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "device", b"device", "kv_cache_memory_fraction", b"kv_cache_memory_fraction", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_batch_total_tokens", b"max_batch_total_tokens", "max_total_tokens", b"max_total_tokens", "num_shard", b"num_shard", "num_threads", b"num_threads", "prefix_caching", b"prefix_caching", "step_timeout_s", b"step_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "device", b"device", "kv_cache_memory_fraction", b"kv_cache_memory_fraction", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_batch_total_tokens", b"max_batch_total_tokens", "max_total_tokens", b"max_total_tokens", "num_shard", b"num_shard", "num_threads", b"num_threads", "prefix_caching", b"prefix_caching", "speculate", b"speculate", "speculate_max_batch", b"speculate_max_batch", "step_timeout_s", b"step_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -985,6 +993,8 @@ class Completion(message.Message):
     PREFILL_TIME_S_FIELD_NUMBER: builtins.int
     TOTAL_TIME_S_FIELD_NUMBER: builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: builtins.int
+    ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: builtins.int
     key: builtins.int
     """The request's key."""
     prompt_tokens: builtins.int
@@ -1001,6 +1011,10 @@ class Completion(message.Message):
     """Seconds from arrival to the end."""
     num_preemptions: builtins.int
     """Times a candidate was preempted."""
+    draft_tokens: builtins.int
+    """Tokens guessed."""
+    accepted_draft_tokens: builtins.int
+    """Of these, tokens of the output."""
     def __init__(
         self,
         *,
@@ -1012,10 +1026,12 @@ class Completion(message.Message):
         prefill_time_s: builtins.float = ...,
         total_time_s: builtins.float = ...,
         num_preemptions: builtins.int = ...,
+        draft_tokens: builtins.int = ...,
+        accepted_draft_tokens: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "key", b"key", "num_preemptions", b"num_preemptions", "prefill_time_s", b"prefill_time_s", "prompt_tokens", b"prompt_tokens", "queue_time_s", b"queue_time_s", "total_time_s", b"total_time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "key", b"key", "num_preemptions", b"num_preemptions", "prefill_time_s", b"prefill_time_s", "prompt_tokens", b"prompt_tokens", "queue_time_s", b"queue_time_s", "total_time_s", b"total_time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1071,6 +1087,8 @@ class Stats(message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
     STEP_TIME_S_FIELD_NUMBER: builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: builtins.int
+    ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: builtins.int
     num_running: builtins.int
     """Sequences in the batch."""
     num_waiting: builtins.int
@@ -1099,6 +1117,10 @@ class Stats(message.Message):
     """Preemptions."""
     step_time_s: builtins.float
     """Seconds the last step took."""
+    draft_tokens: builtins.int
+    """Tokens guessed."""
+    accepted_draft_tokens: builtins.int
+    """Of these, tokens of the output."""
     def __init__(
         self,
         *,
@@ -1116,9 +1138,11 @@ class Stats(message.Message):
         generated_tokens: builtins.int = ...,
         preemptions: builtins.int = ...,
         step_time_s: builtins.float = ...,
+        draft_tokens: builtins.int = ...,
+        accepted_draft_tokens: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "generated_tokens", b"generated_tokens", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "preemptions", b"preemptions", "prefix_hit_tokens", b"prefix_hit_tokens", "prefix_query_tokens", b"prefix_query_tokens", "prompt_tokens", b"prompt_tokens", "step_time_s", b"step_time_s", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "block_size", b"block_size", "draft_tokens", b"draft_tokens", "generated_tokens", b"generated_tokens", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "preemptions", b"preemptions", "prefix_hit_tokens", b"prefix_hit_tokens", "prefix_query_tokens", b"prefix_query_tokens", "prompt_tokens", b"prompt_tokens", "step_time_s", b"step_time_s", "waiting_tokens", b"waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
