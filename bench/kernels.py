@@ -57,7 +57,7 @@ def make_setting(given: argparse.Namespace) -> Setting:
     return Setting(
         spec=read_spec(SHAPES[shape]),
         dtype=activations,
-        kv_dtype=choose_kv_dtype(dtype, best),
+        kv_dtype=choose_kv_dtype("auto", dtype, best),
         backends=backends,
         linear_backends=formats,
         num_tokens=tuple(given.tokens),

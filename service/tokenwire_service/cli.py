@@ -44,7 +44,6 @@ TGI_HINTS: Mapping[str, str] = MappingProxyType(
         "--cuda-graphs": "not needed: the engine chooses what it captures",
         "--disable-custom-kernels": "not needed: kernels are chosen by the device",
         "--cuda-memory-fraction": "use --kv-cache-memory-fraction, the KV cache's share of free memory",
-        "--kv-cache-dtype": "not supported yet: the KV cache has the type of the model",
         "--lora-adapters": "not supported yet",
         "--rope-scaling": _ROPE,
         "--rope-factor": _ROPE,

@@ -21,8 +21,9 @@ library's own default, about a millisecond, makes a step 3 to 10 times slower wh
 MAX_MESSAGE_BYTES = 2**31 - 1
 """What gRPC can be told; protobuf takes no larger message either."""
 MAX_SPECULATE = 16
-QUANTIZATIONS: tuple[str, ...] = ()
-"""Values `--quantize` takes; none yet."""
+KV_CACHE_DTYPES = (*DTYPES, "fp8_e4m3fn")
+QUANTIZATIONS = ("none", "int8")
+"""Values `--quantize` takes."""
 
 
 def flag(
@@ -45,10 +46,9 @@ class ModelConfig:
     served_model_name: str = flag("", "Name callers use for the model; the model id when empty.")
     revision: str = flag("", "Hub branch, tag or commit; the default branch when empty.")
     dtype: str = flag(
-        "auto", "Type weights and activations are held in; 'auto' picks what the device does best.", choices=DTYPES
-    )
-    quantize: str = flag(
-        "", "Quantize weights while loading; empty keeps the checkpoint's own precision.", choices=QUANTIZATIONS
+        "auto",
+        "Type weights are held in; 'auto' is bfloat16 on a GPU, float16 on the CPU, which computes in float32.",
+        choices=DTYPES,
     )
     trust_remote_code: bool = flag(False, "Refused when true: no code from a model repository is ever run.")
     huggingface_hub_cache: str = flag("", "Directory for downloads; huggingface_hub's own default when empty.")
@@ -60,9 +60,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Limits of the batch, the cache and a sequence."""
+    """How the engine runs, and limits of the batch, the cache and a sequence."""
 
     num_shard: int = flag(1, "Number of tensor-parallel ranks.")
+    quantize: str = flag(
+        "none",
+        "Quantize weights while loading: int8 (CPU; 8 bits, a scale for each 32 weights); none holds them in --dtype.",
+        choices=QUANTIZATIONS,
+    )
+    kv_cache_dtype: str = flag(
+        "auto",
+        "Type keys and values are kept in; 'auto' is --dtype. fp8_e4m3fn halves the cache of a GPU.",
+        choices=KV_CACHE_DTYPES,
+    )
     max_total_tokens: int = flag(
         0, "Longest sequence, prompt + generated; 0 takes the model's context length (8192 at most on CPU)."
     )
@@ -172,10 +182,14 @@ def _check_model(model: ModelConfig) -> None:
         "--trust-remote-code: code from a model repository is never run; use a supported architecture",
     )
     _require(model.dtype in DTYPES, f"--dtype {model.dtype}: use one of {', '.join(DTYPES)}")
-    _require(not model.quantize, f"--quantize {model.quantize}: not supported yet; leave it out, or serve a .gguf file")
 
 
 def _check_engine(engine: EngineConfig) -> None:
+    _require(engine.quantize in QUANTIZATIONS, f"--quantize {engine.quantize}: use {' or '.join(QUANTIZATIONS)}")
+    _require(
+        engine.kv_cache_dtype in KV_CACHE_DTYPES,
+        f"--kv-cache-dtype {engine.kv_cache_dtype}: use one of {', '.join(KV_CACHE_DTYPES)}",
+    )
     _require(engine.device in DEVICES, f"--device {engine.device}: use one of {', '.join(DEVICES)}")
     _require(engine.num_shard == 1, f"--num-shard {engine.num_shard}: only 1 is supported yet")
     _require(engine.block_size in (16, 32, 64, 128), f"--block-size {engine.block_size}: use 16, 32, 64 or 128")

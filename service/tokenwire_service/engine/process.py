@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from tokenwire.engine.v1alpha import engine_pb2 as pb
+from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.logging import configure_logging
 from tokenwire_service.engine.client import EngineInfo
 from tokenwire_service.engine.codec import configure_from_pb, info_to_pb
@@ -71,7 +72,7 @@ def _load(
             num_draft_tokens=config.speculate,
             draft_max_batch=config.speculate_max_batch,
         )
-        return worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config.num_shard)
+        return worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config)
     except StartupError as error:
         failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))
     except Exception as error:
@@ -84,19 +85,19 @@ def _load(
     return None
 
 
-def _info(worker: Worker, num_shards: int) -> EngineInfo:
+def _info(worker: Worker, config: EngineConfig) -> EngineInfo:
     sizes, facts = worker.sizes, worker.facts
     return EngineInfo(
         dtype=facts.dtype,
         device=facts.device,
-        num_shards=num_shards,
+        num_shards=config.num_shard,
         num_blocks=sizes.num_blocks,
         block_size=sizes.block_size,
         max_total_tokens=sizes.max_total_tokens,
         max_batch_size=sizes.max_num_sequences,
         max_batch_prefill_tokens=sizes.max_batch_tokens,
         num_parameters=facts.num_parameters,
-        quantization="",
+        quantization="" if config.quantize == "none" else config.quantize,
         attention_backend=facts.attention_backend,
     )
 

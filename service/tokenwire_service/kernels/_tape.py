@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class CpuGraphRecorder:
     def record(self, work: Callable[[], object]) -> CpuGraph:
         """Run `work` once and record it. Raises ValueError when it computes anything outside of native kernels."""
         tape = _Tape(self._pool)
-        with self._library.recording(tape), _NativeOnly():
+        with self._library.recording(tape), _NativeOnly():  # type: ignore[no-untyped-call]
             work()
         return CpuGraph(self._library, tape.calls, self._pool)
 
@@ -68,19 +69,17 @@ class Pool:
         return sum(size * len(storages) for size, storages in self._storages.items())
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        count = 1
-        for size in shape:
-            count *= size
-        num_bytes = 1 << max(count * dtype.itemsize - 1, 63).bit_length()
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
-            return torch.empty(0, dtype=dtype).set_(self._free(num_bytes), 0, shape)
+        num_bytes = 1 << max(math.prod(shape) * dtype.itemsize - 1, 63).bit_length()
+        strides = [math.prod(shape[at + 1 :]) for at in range(len(shape))]
+        with _disable_current_modes():
+            return torch.empty(0, dtype=dtype).set_(self._free(num_bytes), 0, shape, strides)
 
     def _free(self, num_bytes: int) -> torch.UntypedStorage:
         """Sizes are powers of two, so that graphs of similar sizes share."""
         for storage in self._storages[num_bytes]:
             if torch._C._storage_Use_Count(storage._cdata) == 1:
                 return storage
-        storage = torch.UntypedStorage(num_bytes)
+        storage = torch.UntypedStorage(num_bytes)  # type: ignore[no-untyped-call]
         self._storages[num_bytes].append(storage)
         return storage
 
@@ -97,7 +96,7 @@ class _Tape:
         return self._pool.empty(shape, dtype)
 
 
-class _NativeOnly(TorchDispatchMode):
+class _NativeOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets views pass and refuses everything else: torch's own work would be missing from the recording."""
 
     def __torch_dispatch__(

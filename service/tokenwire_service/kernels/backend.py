@@ -58,7 +58,7 @@ def reference_backend(device: torch.device | None = None) -> Backend:
 
 
 def select_backend(
-    device: torch.device, dtype: torch.dtype, quantize: str = "", cache_dir: Path | None = None
+    device: torch.device, dtype: torch.dtype, quantize: str | None = None, cache_dir: Path | None = None
 ) -> Backend:
     """The fastest implementation there is for a model held in `dtype`, or quantized, on `device`.
 
@@ -72,7 +72,7 @@ def select_backend(
     return Backend(device, triton=device.type == "cuda" and find_spec("triton") is not None)
 
 
-def _cpu_backend(device: torch.device, dtype: torch.dtype, quantize: str, cache_dir: Path | None) -> Backend:
+def _cpu_backend(device: torch.device, dtype: torch.dtype, quantize: str | None, cache_dir: Path | None) -> Backend:
     name = type_name(dtype)
     library = load_cpu_library(cache_dir) if name is not None else None
     if library is not None:

@@ -33,8 +33,8 @@ class GraphRecorder(Protocol):
 
 
 def make_recorder(backend: Backend) -> GraphRecorder | None:
-    """A recorder of the backend's kernels; None where they cannot be recorded. On the CPU it takes native kernels alone,
-    on a GPU all that does not look at values on the host."""
+    """A recorder of the backend's kernels; None where they cannot be recorded. On the CPU it takes native kernels
+    alone, on a GPU all that does not look at values on the host."""
     if backend.library is not None:
         return CpuGraphRecorder(backend.library)
     # Without Triton some kernels are references that look.

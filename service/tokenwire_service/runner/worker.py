@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenwire_service.config import EngineConfig
+from tokenwire_service.errors import ConfigError
 from tokenwire_service.kernels.backend import Backend, select_backend
 from tokenwire_service.kernels.graph import make_recorder
 from tokenwire_service.models.families import read_spec
@@ -70,11 +71,11 @@ class Worker:
             tensors.count(stream_tensors(resolved, progress)),
             self._dtype,
             group,
-            select_backend(self.device, self._dtype),
+            select_backend(self.device, self._dtype, None if config.quantize == "none" else config.quantize),
         )
         self._num_parameters = tensors.num_elements
         _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._dtype, self.device)
-        kv_dtype = choose_kv_dtype(self._dtype, decoder.backend)
+        kv_dtype = choose_kv_dtype(config.kv_cache_dtype, self._dtype, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
         self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_memory_bytes(self.device))
         """What the scheduler must work within."""
@@ -124,15 +125,22 @@ class Worker:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto' is what the device computes well: bfloat16 on a GPU, float32 on any CPU."""
+    """'auto' is what the device reads fast and computes well: bfloat16 on a GPU, float16 on a CPU."""
     if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
+        name = "bfloat16" if device.type == "cuda" else "float16"
     return _DTYPES[name]
 
 
-def choose_kv_dtype(dtype: torch.dtype, backend: Backend) -> torch.dtype:
-    """The type keys and values are kept in for activations of `dtype`."""
-    return dtype
+def choose_kv_dtype(name: str, dtype: torch.dtype, backend: Backend) -> torch.dtype:
+    """The type keys and values are kept in beside weights of `dtype`. Raises ConfigError for one without kernels."""
+    if name == "fp8_e4m3fn":
+        if not backend.triton:
+            raise ConfigError(f"--kv-cache-dtype {name} is for GPUs; leave it out")
+        return torch.float8_e4m3fn
+    if name != "auto":
+        return _DTYPES[name]
+    # The reference kernels compute in the type they read.
+    return dtype if backend.library is not None else backend.compute_dtype or dtype
 
 
 class _Counted:

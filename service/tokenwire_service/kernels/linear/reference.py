@@ -33,7 +33,7 @@ def round_int8(weight: Tensor) -> Tensor:
 
 def _round_groups(x: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[R, K] → whole numbers in [-127, 127] as float32 [R, groups, 32] (zeros beyond K), and scales [R, groups]."""
-    groups = pad(x, (0, -x.shape[1] % INT8_GROUP)).unflatten(1, (-1, INT8_GROUP))
+    groups = pad(x, (0, -x.shape[1] % INT8_GROUP)).view(len(x), -1, INT8_GROUP)
     scales = (groups.abs().amax(dim=-1) / 127.0).to(scale_dtype).float()
     inverse = torch.where(scales > 0, 1.0 / scales, 0.0)
     return (groups * inverse[..., None]).round().clamp(-127, 127), scales

@@ -108,9 +108,7 @@ def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
     return _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
 
 
-def _filter(
-    weights: Tensor, keep: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: tuple[int, ...]
-) -> Tensor:
+def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: tuple[int, ...]) -> Tensor:
     """`keep`, which tells what stays of the given rows, applied to them; values [S] are its parameter."""
     if len(rows) == len(weights):
         return torch.where(keep(weights, values), weights, 0.0)
