@@ -101,7 +101,7 @@ class Peers:
 
     def _worker(self, contender: Contender, python: Path) -> WorkerProcess:
         log = _WORK / "logs" / f"{contender.name}.log"
-        return WorkerProcess(python, contender.worker, _ROOT, log, self._given.threads)
+        return WorkerProcess(python, f"bench.contenders.{contender.worker}", _ROOT, log, self._given.threads)
 
 
 def _prompt_maker(models: PeerModels) -> MakePrompts:
