@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CODEGEN := $(VENV)-codegen/bin/python
 export PYTHON VENV
 
-.PHONY: help serve test check lint types layers protos generated docker proto baseline format bench clean
+.PHONY: help serve test check lint types layers protos generated docker proto baseline format bench bench-engine bench-peers bench-kernels bench-plots clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,9 +64,23 @@ format: ## Format code and protos
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w
 
-bench: ## Compare the engine with transformers on this machine
+bench: bench-engine ## The engine on this machine, against the roofline; flags: make bench ARGS="--shape tiny"
+
+bench-engine:
 	@scripts/setup.sh test
 	$(BIN)/python -m bench.engine $(ARGS)
+
+bench-peers: ## Ours beside transformers, llama.cpp, vLLM and OpenVINO, each in .bench/<peer> (a few GB, half an hour)
+	@scripts/setup.sh test
+	$(BIN)/python -m bench.peers $(ARGS)
+
+bench-kernels: ## Every kernel beside its reference and plain torch; refuses while its tests are red
+	@scripts/setup.sh test
+	$(BIN)/python -m bench.kernels $(ARGS)
+
+bench-plots: ## Draw result files into docs/images: make bench-plots ARGS="bench/results/<date>-peers.json"
+	@scripts/setup.sh test
+	$(BIN)/python -m bench.plot $(ARGS)
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) $(VENV)-codegen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

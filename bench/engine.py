@@ -214,11 +214,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--random-weights", action="store_true", help="what --shape means anyway")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128, 256])
-    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--batch", type=int, nargs="+", help="1 32 128 256 on a GPU, 1 8 16 32 elsewhere unless given")
+    parser.add_argument("--context", type=int, help="1024 on a GPU, 256 elsewhere unless given")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 4096, 8192])
-    parser.add_argument("--prefill-tokens", type=int, default=8192, help="prompt tokens of a prefill run at least")
+    parser.add_argument("--prefill", type=int, nargs="*", help="1024 4096 8192 on a GPU, 1024 elsewhere unless given")
+    parser.add_argument(
+        "--prefill-tokens", type=int, help="prompt tokens of a prefill run at least; the longest prompt"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--no-transformers", action="store_true", help="run ours alone")
     parser.add_argument("--out", type=Path, help="result file; bench/results/<date>-engine-<model>.json unless given")
@@ -229,20 +231,27 @@ def parse() -> argparse.Namespace:
     return given
 
 
-def main() -> None:
-    given = parse()
-    os.environ.setdefault(*OPENMP_SPIN)
-    work = EngineWorkload(
+def make_workload(given: argparse.Namespace) -> EngineWorkload:
+    """What was asked for, the rest by what the device can do in a few minutes."""
+    on_gpu = choose_device(given.device, 0).type == "cuda"
+    prefill = given.prefill if given.prefill is not None else [1024, 4096, 8192] if on_gpu else [1024]
+    return EngineWorkload(
         model=given.shape or given.model_id,
         dtype=given.dtype,
         device=given.device,
-        context=given.context,
+        context=given.context or (1024 if on_gpu else 256),
         new_tokens=given.new_tokens,
-        batches=tuple(given.batch),
-        prefill=tuple(given.prefill),
-        prefill_tokens=given.prefill_tokens,
+        batches=tuple(given.batch or ([1, 32, 128, 256] if on_gpu else [1, 8, 16, 32])),
+        prefill=tuple(prefill),
+        prefill_tokens=given.prefill_tokens or max(prefill, default=0),
         repeats=given.repeats,
     )
+
+
+def main() -> None:
+    given = parse()
+    os.environ.setdefault(*OPENMP_SPIN)
+    work = make_workload(given)
     config = model_config(work.model)
     if given.contender:
         measure = measure_ours if given.contender == OURS else measure_transformers

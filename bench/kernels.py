@@ -7,6 +7,7 @@ a GPU the cache is flushed before each, since a step reads every weight once.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from bench import record
 from bench.engine_limits import DeviceLimits, device_limits
 from bench.engine_shapes import SHAPES
 from bench.kernels_cases import OPS, TESTS, Case, Setting, Work
-from tokenwire_service.config import DEVICES, DTYPES
+from tokenwire_service.config import DEVICES, DTYPES, OPENMP_SPIN
 from tokenwire_service.kernels.backend import Backend, reference_backend, select_backend
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.runner.machine import choose_device
@@ -37,7 +38,10 @@ Row = dict[str, Any]
 
 def red_tests(ops: list[str]) -> list[str]:
     """Names of the tests of these kernels that fail; pytest's own words where it could not run them."""
-    paths = sorted({str(_ROOT / "tests" / "kernels" / name) for op in ops for name in TESTS[op]})
+    found = {op: list((_ROOT / "tests" / "kernels").glob(TESTS[op])) for op in ops}
+    if untested := [op for op, paths in found.items() if not paths]:
+        return [f"{op} has no tests that match tests/kernels/{TESTS[op]}" for op in untested]
+    paths = sorted({str(path) for paths in found.values() for path in paths})
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *paths]
     result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     if result.returncode == 0:
@@ -50,7 +54,7 @@ def make_setting(given: argparse.Namespace) -> Setting:
     device = choose_device(given.device, 0)
     dtype = choose_dtype(given.dtype, device)
     best = select_backend(device, dtype)
-    activations = getattr(best, "compute_dtype", None) or dtype
+    activations = best.compute_dtype or dtype
     backends = {"reference": reference_backend(device)} | {_name(best): best}
     formats = {"reference": reference_backend(device)} | dict(_linear_backends(device, best))
     shape = given.shape or ("llama-3.1-8b" if device.type == "cuda" else "smollm2-135m")
@@ -150,8 +154,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def use_engine_threads() -> None:
+    """Start again with OpenMP set as the engine sets it, which the library reads only when it is loaded."""
+    name, value = OPENMP_SPIN
+    if name not in os.environ:
+        os.environ[name] = value
+        os.execv(sys.executable, [sys.executable, "-m", "bench.kernels", *sys.argv[1:]])
+
+
 def main() -> None:
     given = parse()
+    use_engine_threads()
     ops = given.only or list(OPS)
     print(f"testing {', '.join(ops)} ...", file=sys.stderr)
     red = red_tests(ops)

@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.peers_list import Contender, contenders
+from bench.peers_list import COMPARED, Contender, contenders
 from bench.peers_measure import ENOUGH_S, MakePrompts, max_tokens, measure
 from bench.peers_models import PeerModels
 from bench.peers_process import WorkerProcess
@@ -58,7 +59,10 @@ class Peers:
             with self._worker(contender, python) as worker:
                 worker.ask(setup | {"options": setup["options"] | {"save": True}})
         with self._worker(contender, python) as worker:
-            measured = measure(contender, worker, setup, self._workload, self._prompts)
+            # What is compared with nothing need not be the best of several.
+            repeats = self._workload.repeats if contender.precision_class in COMPARED else 1
+            workload = replace(self._workload, repeats=repeats)
+            measured = measure(contender, worker, setup, workload, self._prompts)
         kept = {
             "contender": contender.name,
             "workload": self._workload.to_json(),
@@ -101,7 +105,7 @@ class Peers:
 
     def _worker(self, contender: Contender, python: Path) -> WorkerProcess:
         log = _WORK / "logs" / f"{contender.name}.log"
-        return WorkerProcess(python, contender.worker, _ROOT, log, self._given.threads)
+        return WorkerProcess(python, f"bench.contenders.{contender.worker}", _ROOT, log, self._given.threads)
 
 
 def _prompt_maker(models: PeerModels) -> MakePrompts:
@@ -145,7 +149,7 @@ def run(
         print(f"{contender.name} ...", file=sys.stderr, end=" ", flush=True)
         try:
             results.append(peers.turn(contender))
-        except (RuntimeError, OSError, KeyError) as error:
+        except (RuntimeError, OSError) as error:
             failed[contender.name] = str(error)
             print(f"failed: {error}", file=sys.stderr)
         else:

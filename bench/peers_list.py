@@ -61,17 +61,20 @@ def _openvino(name: str, precision_class: str, kind: str, **options: str) -> Con
 
 def contenders(quantizations: tuple[str, ...]) -> tuple[Contender, ...]:
     """In the order they run. `quantizations` are those our engine takes."""
-    int8 = (_ours("int8", EIGHT_BIT, "embedded", dtype="auto", quantize="int8"),) if "int8" in quantizations else ()
+    # Q8_0 is 8 bits with a scale for each 32 weights, which is what int8 holds: the same numbers.
+    eight_bit = {"quantize": "int8"} if "int8" in quantizations else {}
+    int8 = (_ours("int8", EIGHT_BIT, "embedded", dtype="auto", **eight_bit),) if eight_bit else ()
     return (
         _ours("float16", FULL, "embedded", dtype="float16"),
         _ours("float32", FULL, "embedded", dtype="float32"),
         *int8,
-        _ours("q8_0", EIGHT_BIT, "Q8_0", dtype="auto"),
+        _ours("q8_0", EIGHT_BIT, "Q8_0", dtype="auto", **eight_bit),
         # OpenVINO picks bf16 arithmetic where the processor has it, which is another class: "full" is told otherwise.
         _openvino("f16", FULL, "F16", inference_precision="f32", kv_cache_precision="f16"),
         _openvino("q8_0", EIGHT_BIT, "Q8_0", kv_cache_precision="u8"),
         _openvino("default", BF16, "F16", kv_cache_precision="u8"),
         _llamacpp("F32", FULL),
+        _llamacpp("F16", FULL),
         _llamacpp("Q8_0", EIGHT_BIT),
         _llamacpp("Q4_1", FOUR_BIT),
         Contender("vllm", "vllm", FULL, "vllm", "vllm", "safetensors", MappingProxyType({"dtype": "float32"})),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from bench.peers_list import Contender
 from bench.workload import Workload
 
-ENOUGH_S = 25.0
+ENOUGH_S = 20.0
 """A figure measured for this long is not measured again: a run that long averages its own noise."""
 _WARM_UP_TOKENS = 8
 

@@ -20,14 +20,14 @@ _SHOWN_LINES = 12
 
 
 class WorkerProcess:
-    """One `python -m bench.contenders.<worker>`; a context manager that leaves no process behind."""
+    """One `python -m <module>`, run in `root`; a context manager that leaves no process behind."""
 
-    def __init__(self, python: Path, worker: str, root: Path, log: Path, threads: int) -> None:
+    def __init__(self, python: Path, module: str, root: Path, log: Path, threads: int) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [str(python), "-m", f"bench.contenders.{worker}"],
+                [str(python), "-m", module],
                 cwd=root,
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                 stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import time
 from typing import Any
@@ -16,21 +17,26 @@ from tokenwire_service.weights.resolve import resolve_model
 
 
 class Tokenwire:
-    """Options: "dtype", "quantize"."""
+    """Options: any fields of ModelConfig and EngineConfig."""
 
     def __init__(self, setup: Setup) -> None:
         self._runner = asyncio.Runner()
         self._num_requests = 0
-        self._model = ModelConfig(model_id=setup.model, **setup.options)
+        of_engine = {field.name for field in dataclasses.fields(EngineConfig)} & setup.options.keys()
+        engine = {name: setup.options[name] for name in of_engine}
+        model = {name: value for name, value in setup.options.items() if name not in of_engine}
+        self._model = ModelConfig(model_id=setup.model, **model)
         self._engine = EngineConfig(
             num_threads=setup.threads,
             max_batch_size=setup.max_sequences,
             max_batch_total_tokens=setup.max_tokens,
             prefix_caching=False,
+            speculate=0,
             device="cpu",
+            **engine,
         )
-        self.settings: dict[str, Any] = setup.options | {"block_size": self._engine.block_size}
         self._client = self._runner.run(self._start())
+        self.settings: dict[str, Any] = setup.options | dataclasses.asdict(self._client.info)
 
     async def _start(self) -> ProcessEngineClient:
         os.environ.setdefault(*OPENMP_SPIN)

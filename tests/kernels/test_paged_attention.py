@@ -2,78 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.support.paged import BlockTables, poisoned_blocks
+from tests.support.attention import Case, Heads, attend
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.paged_attention import AttentionOptions, paged_attention
 from tokenwire_service.layers.batch import AttentionBatch, LayerKV
 
 RAGGED = ((1, 1), (5, 5), (1, 70), (70, 200), (33, 90), (1, 257))
 """(query length, sequence length): first token, prefill, decode, chunks, decode."""
-
-Heads = tuple[int, int]
-
-
-class Case:
-    """A batch over poisoned blocks, and the contiguous keys and values it stands for."""
-
-    def __init__(
-        self, heads: Heads, head_dim: int, block_size: int, rows: tuple[tuple[int, int], ...], seed: int = 0
-    ) -> None:
-        torch.manual_seed(seed)
-        num_heads, num_kv_heads = heads
-        num_blocks = sum(-(-length // block_size) for _, length in rows) + 2
-        self.kv = poisoned_blocks(num_blocks, num_kv_heads, block_size, head_dim)
-        self.batch, _ = BlockTables(num_blocks, block_size, seed).batch([(i, *row) for i, row in enumerate(rows)])
-        self.q = torch.randn(sum(query_len for query_len, _ in rows), num_heads, head_dim)
-        self.keys = [torch.randn(num_kv_heads, length, head_dim) for _, length in rows]
-        self.values = [torch.randn(num_kv_heads, length, head_dim) for _, length in rows]
-        for table, keys, values in zip(self.batch.block_tables.tolist(), self.keys, self.values, strict=True):
-            for at in range(0, keys.shape[1], block_size):
-                used = min(block_size, keys.shape[1] - at)
-                self.kv.key[table[at // block_size], :, :used] = keys[:, at : at + used]
-                self.kv.value[table[at // block_size], :, :used] = values[:, at : at + used]
-
-    def run(self, options: AttentionOptions, backend: Backend) -> Tensor:
-        return attend(self.q, self.kv, self.batch, options, backend)
-
-    def expected(self, options: AttentionOptions) -> Tensor:
-        """In float64, query by query."""
-        out = torch.empty_like(self.q, dtype=torch.float64)
-        bounds = self.batch.query_start_loc.tolist()
-        for row, length in enumerate(self.batch.seq_lens.tolist()):
-            for token in range(bounds[row], bounds[row + 1]):
-                position = length - (bounds[row + 1] - token)
-                out[token] = one_query(
-                    self.q[token].double(), self.keys[row].double(), self.values[row].double(), position, options
-                )
-        return out
-
-
-def one_query(q: Tensor, keys: Tensor, values: Tensor, position: int, options: AttentionOptions) -> Tensor:
-    """q [H, D] at `position` over keys and values [K, L, D]."""
-    first = 0 if options.window is None else max(0, position - options.window + 1)
-    group = q.shape[0] // keys.shape[0]
-    seen_keys = keys[:, first : position + 1].repeat_interleave(group, dim=0)
-    seen_values = values[:, first : position + 1].repeat_interleave(group, dim=0)
-    scores = torch.einsum("hd,hld->hl", q, seen_keys) * options.scale
-    if options.softcap is not None:
-        scores = options.softcap * torch.tanh(scores / options.softcap)
-    return torch.einsum("hl,hld->hd", scores.softmax(dim=-1), seen_values)
-
-
-def attend(q: Tensor, kv: LayerKV, batch: AttentionBatch, options: AttentionOptions, backend: Backend) -> Tensor:
-    return paged_attention(
-        q,
-        kv.key,
-        kv.value,
-        batch.query_start_loc,
-        batch.seq_lens,
-        batch.block_tables,
-        options=options,
-        backend=backend,
-    )
 
 
 @pytest.mark.parametrize("heads", [(9, 3), (4, 4), (8, 1), (14, 2)], ids=["gqa", "mha", "mqa", "gqa7"])
@@ -202,3 +138,73 @@ def test_narrow_keys_and_values(
     expected = case.expected(options)
     for backend in backends.values():
         torch.testing.assert_close(case.run(options, backend).double(), expected, atol=2e-5, rtol=1e-4)
+
+
+def options_with(names: str) -> AttentionOptions:
+    """Options for 6 heads; names: any of window, softcap, alibi, sinks."""
+    torch.manual_seed(7)
+    slopes, sinks = torch.rand(6), torch.randn(6) * 2
+    return AttentionOptions(
+        0.3,
+        window=6 if "window" in names else None,
+        softcap=20.0 if "softcap" in names else None,
+        alibi_slopes=slopes if "alibi" in names else None,
+        sinks=sinks if "sinks" in names else None,
+    )
+
+
+@pytest.mark.parametrize("names", ["alibi", "sinks", "window sinks", "softcap alibi", "window softcap alibi sinks"])
+def test_alibi_and_sinks_on_every_backend(backends: dict[str, Backend], names: str) -> None:
+    case = Case((6, 2), 32, 8, ((1, 1), (9, 9), (1, 40), (0, 3), (11, 37)))
+    options = options_with(names)
+    for backend in backends.values():
+        torch.testing.assert_close(case.run(options, backend).double(), case.expected(options), atol=2e-5, rtol=1e-5)
+
+
+def test_blocks_in_float8_are_scaled(backends: dict[str, Backend]) -> None:
+    case = Case((6, 2), 32, 8, ((9, 9), (1, 40), (11, 37)), kv_dtype=torch.float8_e4m3fn)
+    options = AttentionOptions(0.3, key_scale=0.7, value_scale=1.9)
+    for backend in backends.values():
+        torch.testing.assert_close(case.run(options, backend).double(), case.expected(options), atol=2e-5, rtol=1e-5)
+
+
+def test_sinks_are_those_of_gpt_oss(backends: dict[str, Backend]) -> None:
+    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
+
+    case = Case((6, 2), 32, 8, ((11, 11),))
+    options = options_with("sinks")
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.sinks = 3, options.sinks
+    mask = torch.full((1, 1, 11, 11), float("-inf")).triu(1)
+    q = case.q.transpose(0, 1)[None]
+    expected, _ = eager_attention_forward(module, q, case.keys[0][None], case.values[0][None], mask, options.scale)
+    torch.testing.assert_close(case.run(options, backends["reference"]), expected[0])
+
+
+def test_slopes_are_those_of_bloom(backends: dict[str, Backend]) -> None:
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    case = Case((6, 6), 32, 8, ((11, 11),))
+    bias = build_alibi_tensor(torch.ones(1, 11), 6, torch.float32)
+    options = AttentionOptions(0.3, alibi_slopes=bias[:, 0, 1].contiguous())
+    mask = torch.full((11, 11), float("-inf")).triu(1)
+    weights = torch.baddbmm(bias, case.q.transpose(0, 1), case.keys[0].transpose(1, 2), alpha=0.3) + mask
+    expected = (weights.softmax(dim=-1) @ case.values[0]).transpose(0, 1)
+    torch.testing.assert_close(case.run(options, backends["reference"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (AttentionOptions(0.0), "scale"),
+        (AttentionOptions(1.0, softcap=0.0), "softcap"),
+        (AttentionOptions(1.0, window=0), "window"),
+        (AttentionOptions(1.0, sinks=torch.zeros(3)), "sinks"),
+        (AttentionOptions(1.0, alibi_slopes=torch.zeros(4).half()), "alibi_slopes"),
+        (AttentionOptions(1.0, key_scale=2.0), "float8_e4m3fn"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_options_are_refused(backends: dict[str, Backend], options: AttentionOptions, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Case((4, 2), 16, 4, ((1, 6),)).run(options, backends["reference"])

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from tokenwire.engine.v1alpha import engine_pb2 as pb
 from tokenwire_service.engine.framing import FrameDecoder, FramingError, encode_frame
 
-_MODULE = "tokenwire_service.engine.process"
+ENGINE_MODULE = "tokenwire_service.engine.process"
 Receive = Callable[[pb.EngineMessage], None]
 
 
@@ -29,13 +29,15 @@ class EngineProcess(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def spawn(cls, receive: Receive, *, log_level: str, json_output: bool) -> EngineProcess:
+    async def spawn(
+        cls, receive: Receive, *, log_level: str, json_output: bool, module: str = ENGINE_MODULE
+    ) -> EngineProcess:
         """Start a process that waits for its configuration; `receive` gets its messages in order."""
         log_arguments = [log_level, "json"] if json_output else [log_level]
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                popen = _start(theirs.fileno(), log_arguments)
+                popen = _start(module, theirs.fileno(), log_arguments)
             ours.setblocking(False)
             process = cls(popen, receive)
             await asyncio.get_running_loop().create_unix_connection(lambda: process, sock=ours)
@@ -84,7 +86,7 @@ class EngineProcess(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-def _start(fd: int, log_arguments: list[str]) -> subprocess.Popen[bytes]:
+def _start(module: str, fd: int, log_arguments: list[str]) -> subprocess.Popen[bytes]:
     """In a session of its own: the terminal's Ctrl-C is the frontend's to handle."""
-    command = [sys.executable, "-m", _MODULE, str(fd), *log_arguments]
+    command = [sys.executable, "-m", module, str(fd), *log_arguments]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(fd,), start_new_session=True)

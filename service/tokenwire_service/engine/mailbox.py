@@ -17,7 +17,7 @@ class Mailbox:
         self._finish = finish
         self._close = close
         self._pending: list[EngineEvent] = []
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._finished: set[int] = set()
         self._ended = False
 
@@ -33,8 +33,8 @@ class Mailbox:
     async def take(self) -> Sequence[EngineEvent]:
         """See RequestStream.take. After the last event, and after `close`, there is nothing: an empty sequence."""
         if not self._pending and not self._ended:
-            await self._arrived.wait()
-        self._arrived.clear()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         pending, self._pending = self._pending, []
         return pending
 
@@ -49,7 +49,7 @@ class Mailbox:
         if not self._ended:
             self._ended = True
             self._pending.clear()
-            self._arrived.set()
+            self._wake()
             self._close()
 
     def put(self, event: EngineEvent) -> None:
@@ -58,8 +58,12 @@ class Mailbox:
             return
         self._ended = isinstance(event, Completed | Failed)
         self._pending.append(event)
-        self._arrived.set()
+        self._wake()
 
     def fail(self, reason: FailureReason, message: str) -> None:
         """End it from this side."""
         self.put(Failed(self._request_id, reason, message))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -19,7 +19,7 @@ from tokenwire_service.core.params import Request
 from tokenwire_service.engine.client import EngineInfo, EngineState, RequestStream
 from tokenwire_service.engine.codec import configure_to_pb, info_from_pb, stats_from_pb
 from tokenwire_service.engine.correspondence import Correspondence
-from tokenwire_service.engine.engine_process import EngineProcess
+from tokenwire_service.engine.engine_process import ENGINE_MODULE, EngineProcess
 from tokenwire_service.weights.resolved import ResolvedModel
 
 _WATCH_INTERVAL_S = 0.25
@@ -63,14 +63,17 @@ class ProcessEngineClient:
         restarts: RestartPolicy | None = None,
         log_level: str = "info",
         json_output: bool = False,
+        module: str = ENGINE_MODULE,
     ) -> None:
-        """`log_level` and `json_output` are the process's own logging; see core.logging."""
+        """`log_level` and `json_output` are the process's own logging; see core.logging. `module` is what it runs."""
         self._configure = configure_to_pb(resolved, dtype, config)
         self._step_timeout_s = config.step_timeout_s
         self._logger = logger or logging.getLogger("tokenwire.engine.client")
         self._on_load = on_load
         self._restarts = restarts or RestartPolicy()
-        self._spawn = partial(EngineProcess.spawn, self._receive, log_level=log_level, json_output=json_output)
+        self._spawn = partial(
+            EngineProcess.spawn, self._receive, log_level=log_level, json_output=json_output, module=module
+        )
         self._correspondence = Correspondence(self._send)
         self._state = EngineState.LOADING
         self._changed = asyncio.Event()

@@ -47,7 +47,7 @@ class CudaGraphRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, work: Callable[[], object]) -> Graph:
         """See GraphRecorder. Waits for the device; never call it while steps are in flight."""

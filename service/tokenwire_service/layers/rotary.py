@@ -65,9 +65,12 @@ class RotaryTable:
     """The same values looked up: every scaling is a function of the position alone."""
 
     def __init__(self, rotary: Rotary, max_positions: int, backend: Backend) -> None:
-        positions = torch.arange(max_positions, device=backend.device)
         # In pieces: a long context would otherwise need several times the table's size for a moment.
-        self._table = torch.cat([rotary(piece) for piece in positions.split(_TABLE_PIECE)])
+        pieces = [
+            torch.arange(start, min(start + _TABLE_PIECE, max_positions), device=backend.device)
+            for start in range(0, max_positions, _TABLE_PIECE)
+        ]
+        self._table = torch.cat([rotary(piece) for piece in pieces])
         self._backend = backend
 
     def __call__(self, positions: Tensor) -> Tensor:

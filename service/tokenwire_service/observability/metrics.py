@@ -6,12 +6,15 @@ latest snapshot when a page is scraped. Engine counters begin again with a resta
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from tokenwire_service.core.events import EngineStats
 from tokenwire_service.engine.client import EngineState
@@ -49,9 +52,10 @@ class RequestMetrics:
         self.first_token = histogram(
             "tokenwire_time_to_first_token_seconds", "Arrival to the first generated token.", FIRST_TOKEN_S
         )
-        self.inter_token = histogram(
+        self.inter_token = TokenHistogram(
             "tokenwire_inter_token_latency_seconds", "Time between tokens of one candidate.", INTER_TOKEN_S
         )
+        registry.register(self.inter_token)
         self.queue_time = histogram("tokenwire_queue_time_seconds", "Arrival to a place in the batch.", FIRST_TOKEN_S)
         self.prefill_time = histogram(
             "tokenwire_prefill_time_seconds", "Place in the batch to the first generated token.", FIRST_TOKEN_S
@@ -60,6 +64,34 @@ class RequestMetrics:
         self.generated_tokens = histogram(
             "tokenwire_request_generated_tokens", "Tokens generated for a call that ended well.", TOKENS
         )
+
+
+class TokenHistogram(Collector):
+    """A histogram for what happens with every token: a count in a list, where the library's takes two locks.
+
+    One thread observes; scrapes, from any thread, read.
+    """
+
+    def __init__(self, name: str, help: str, buckets: tuple[float, ...]) -> None:
+        """`buckets`: upper bounds, ascending; one without bound follows."""
+        self._name, self._help = name, help
+        self._bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, num: int = 1) -> None:
+        """`value` was seen `num` times."""
+        self._counts[bisect_left(self._bounds, value)] += num
+        self._sum += value * num
+
+    def describe(self) -> Iterator[Metric]:
+        yield HistogramMetricFamily(self._name, self._help)
+
+    def collect(self) -> Iterator[Metric]:
+        totals = accumulate(self._counts)
+        labels = [*(floatToGoString(bound) for bound in self._bounds), "+Inf"]
+        rows = list(zip(labels, totals, strict=True))
+        yield HistogramMetricFamily(self._name, self._help, buckets=rows, sum_value=self._sum)
 
 
 class EngineCollector(Collector):

@@ -84,9 +84,7 @@ class RequestRecorder:
             self._metrics.first_token.observe(now - self._start)
             self._span.first_token()
             return
-        gap = (now - previous) * num_candidates / num
-        for _ in range(num):
-            self._metrics.inter_token.observe(gap)
+        self._metrics.inter_token.observe((now - previous) * num_candidates / num, num)
 
     def completed(
         self,

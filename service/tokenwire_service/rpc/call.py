@@ -81,6 +81,8 @@ class Call:
         self._instance_id = instance_id
         self._write_stall_timeout_s = write_stall_timeout_s
         self._accepted = False
+        self._writing_since: float | None = None
+        self._stall_check: asyncio.TimerHandle | None = None
         self._task = asyncio.current_task()
         self.ended_by: TokenwireError | None = None
         """Set when the server ended this call from outside."""
@@ -103,19 +105,46 @@ class Call:
     async def write(self, message: Any) -> None:
         """Write one message of a stream; waits while the reader is behind.
 
-        Raises ShedError when the reader took nothing for the stall timeout, ReaderGoneError when it is gone.
+        Raises ReaderGoneError when the reader is gone. When it took nothing for the stall timeout, the call is ended
+        with a ShedError.
         """
+        if not self._accepted:
+            await self._begin_writing()
+        self._writing_since = time.monotonic()
         try:
-            async with asyncio.timeout(self._write_stall_timeout_s):
-                await self.accept()
-                await self._context.write(message)
-        except TimeoutError:
-            raise ShedError(
-                f"the reader took nothing for {self._write_stall_timeout_s:g} s; read the stream as it comes",
-                retry_after_s=0.0,
-            ) from None
+            await self._context.write(message)
         except grpc.aio.BaseError:
             raise ReaderGoneError from None
+        finally:
+            self._writing_since = None
+
+    async def _begin_writing(self) -> None:
+        self._check_stall()
+        self._writing_since = time.monotonic()
+        try:
+            await self.accept()
+        except grpc.aio.BaseError:
+            raise ReaderGoneError from None
+        finally:
+            self._writing_since = None
+
+    def _check_stall(self) -> None:
+        """Look for a write that takes too long. A timer for each write would cost as much as the write itself."""
+        timeout_s, since = self._write_stall_timeout_s, self._writing_since
+        left_s = timeout_s / 4 if since is None else since + timeout_s - time.monotonic()
+        if left_s > 0:
+            self._stall_check = asyncio.get_running_loop().call_later(left_s, self._check_stall)
+            return
+        self._stall_check = None
+        self.end(
+            ShedError(f"the reader took nothing for {timeout_s:g} s; read the stream as it comes", retry_after_s=0.0)
+        )
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._stall_check is not None:
+            self._stall_check.cancel()
+            self._stall_check = None
 
     def log_end(self, code: str, reason: str) -> None:
         """The one access-log line and the end of the call's telemetry."""

@@ -40,10 +40,13 @@ class Candidate:
         ids, finish = news.token_ids, news.finish
         # The token that ended it has no text to show, whatever it spells.
         hidden = 1 if finish is not None and finish.stop_token_id is not None and self._hides_end else 0
-        delta = self._text.push(ids[: len(ids) - hidden])
+        delta = self._text.push(ids[: len(ids) - hidden] if hidden else ids)
         if delta.matched_stop is not None:
             self._take(news, delta.num_taken)
             return self._end_at_stop(delta.text, delta.matched_stop)
+        if delta.num_tokens == len(ids) and finish is None and not self._untold:
+            self.num_tokens += len(ids)
+            return CandidateDelta(self._index, delta.text, ids, news.logprobs)
         self._take(news, len(ids))
         if finish is None:
             return self._delta(delta.text, delta)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from tokenwire_service.rpc.events import CandidateDelta
 from tokenwire_service.rpc.plan import EventPlan
 
@@ -15,31 +13,38 @@ class DeltaCutter:
         """`max_tokens`: what one event may hold, so that a slow reader's messages keep the usual size limits."""
         self._plan = plan
         self._max_tokens = max_tokens
+        self._holds_back = plan.min_tokens > 1
         self._held: dict[int, list[CandidateDelta]] = {}
         self._due: dict[int, float] = {}
 
     def push(self, delta: CandidateDelta, now: float) -> None:
         """Take a delta; `now` is monotonic seconds."""
-        self._held.setdefault(delta.index, []).append(delta)
-        self._due.setdefault(delta.index, now + self._plan.max_delay_s)
+        held = self._held.get(delta.index)
+        if held is not None:
+            held.append(delta)
+            return
+        self._held[delta.index] = [delta]
+        if self._holds_back:
+            self._due[delta.index] = now + self._plan.max_delay_s
 
-    def ready(self, now: float) -> Iterator[CandidateDelta]:
+    def ready(self, now: float) -> list[CandidateDelta]:
         """One delta for each candidate that has enough."""
-        for index in tuple(self._held):
-            num_tokens = sum(len(delta.token_ids) for delta in self._held[index])
-            if num_tokens >= self._plan.min_tokens or now >= self._due[index]:
-                yield from self.rest(index)
+        return [part for index in tuple(self._held) if self._enough(index, now) for part in self.rest(index)]
 
-    def rest(self, index: int) -> Iterator[CandidateDelta]:
+    def rest(self, index: int) -> list[CandidateDelta]:
         """What is held of one candidate, as one delta, or as few as the limit allows."""
         held = self._held.pop(index, None)
         self._due.pop(index, None)
-        if held:
-            yield from _split(_merge(held), self._max_tokens)
+        return _split(_merge(held), self._max_tokens) if held else []
+
+    def _enough(self, index: int, now: float) -> bool:
+        if not self._holds_back or now >= self._due[index]:
+            return True
+        return sum(len(delta.token_ids) for delta in self._held[index]) >= self._plan.min_tokens
 
     def due(self) -> float | None:
         """When the oldest held delta must go, on the monotonic clock."""
-        return min(self._due.values(), default=None)
+        return min(self._due.values()) if self._due else None
 
 
 def _merge(deltas: list[CandidateDelta]) -> CandidateDelta:
@@ -53,15 +58,16 @@ def _merge(deltas: list[CandidateDelta]) -> CandidateDelta:
     )
 
 
-def _split(delta: CandidateDelta, most: int) -> Iterator[CandidateDelta]:
+def _split(delta: CandidateDelta, most: int) -> list[CandidateDelta]:
     """The delta in parts of at most `most` tokens; the first has the text."""
     if len(delta.token_ids) <= most:
-        yield delta
-        return
-    for begin in range(0, len(delta.token_ids), most):
-        yield CandidateDelta(
+        return [delta]
+    return [
+        CandidateDelta(
             index=delta.index,
             text="" if begin else delta.text,
             token_ids=delta.token_ids[begin : begin + most],
             logprobs=delta.logprobs[begin : begin + most],
         )
+        for begin in range(0, len(delta.token_ids), most)
+    ]

@@ -72,6 +72,7 @@ class LiveCalls:
 
     def ended(self, call: Call, code: str, reason: str) -> None:
         """Nothing is left to do for the call but to send its status, which may have to wait for the reader."""
+        call.close()
         call.log_end(code, reason)
         self._live.discard(call)
         self._changed.set()

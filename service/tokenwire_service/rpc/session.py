@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from tokenwire_service.core.events import Admitted, Completed, EngineEvent, Failed, PromptScored, TokensGenerated
@@ -42,12 +42,13 @@ class Door:
     max_time_limit_s: float
 
 
-async def generate(
+@asynccontextmanager
+async def generation(
     call: Call, plan: GenerationPlan, model: ServedModel, engine: EngineClient, fingerprint: str, door: Door
-) -> AsyncGenerator[list[GenerationEvent], None]:
-    """Yield what happened, batch by batch, as the engine tells it; what happens while nobody takes comes merged.
+) -> AsyncGenerator[Session]:
+    """Admit and submit; what happens is the session's to tell. Leaving the context ends the request at the engine.
 
-    Closing the generator at any point ends the request at the engine. Raises TokenwireError.
+    Raises TokenwireError.
     """
     limits = model.limits
     with door.admission.enter(limits.queue_tokens) as ticket:
@@ -63,13 +64,11 @@ async def generate(
         call.telemetry.attributes(response_id=facts.response_id, max_tokens=stopping.max_tokens, seed=facts.seed)
         request = engine_request(plan, facts.response_id, prompt, stopping, call.arrival_time, deadline)
         stream = engine.submit(request)
+        session = Session(call, plan, model, facts, prompt, stream, ticket, door.admission)
         try:
-            session = _Session(call, plan, model, facts, prompt, stream, ticket, door.admission)
-            async with aclosing(session.events()) as batches:
-                async for events in batches:
-                    yield events
+            yield session
         finally:
-            stream.close()
+            session.close()
 
 
 def response_id() -> str:
@@ -77,7 +76,7 @@ def response_id() -> str:
     return f"tw-{secrets.token_hex(12)}"
 
 
-class _Session:
+class Session:
     """Follows one submitted request."""
 
     def __init__(
@@ -109,25 +108,32 @@ class _Session:
         self._num_told = 0
         self._done = False
 
-    async def events(self) -> AsyncGenerator[list[GenerationEvent], None]:
-        """Batches of events, `Done` last. Raises TokenwireError."""
-        try:
-            while not self._done:
-                news = await self._take()
-                events = [event for item in news for event in self._follow(item)]
-                self._tell_tokens()
-                events += self._sent(self._cutter.ready(time.monotonic()))
-                if events:
-                    yield events
-        finally:
-            if self._pending is not None:
-                self._pending.cancel()
+    async def next(self) -> list[GenerationEvent]:
+        """What happened since the last time, as the engine tells it; merged, when that was a while ago.
 
-    async def _take(self) -> Sequence[EngineEvent]:
+        Empty after `Done`. Raises TokenwireError.
+        """
+        events: list[GenerationEvent] = []
+        while not events and not self._done:
+            at_once = self._pending is None and self._cutter.due() is None
+            for item in await (self._stream.take() if at_once else self._take_in_time()):
+                if isinstance(item, TokensGenerated):
+                    self._tokens(item, events)
+                else:
+                    self._follow(item, events)
+            self._tell_tokens()
+            events += self._sent(self._cutter.ready(time.monotonic()))
+        return events
+
+    def close(self) -> None:
+        """End the request at the engine, unless it has ended."""
+        if self._pending is not None:
+            self._pending.cancel()
+        self._stream.close()
+
+    async def _take_in_time(self) -> Sequence[EngineEvent]:
         """What the engine has to tell, or nothing when a held delta became due."""
         due = self._cutter.due()
-        if due is None and self._pending is None:
-            return await self._stream.take()
         if self._pending is None:
             self._pending = asyncio.ensure_future(self._stream.take())
         timeout = None if due is None else max(due - time.monotonic(), 0.0)
@@ -137,21 +143,19 @@ class _Session:
         taken, self._pending = self._pending, None
         return taken.result()
 
-    def _follow(self, item: EngineEvent) -> Iterator[GenerationEvent]:
+    def _follow(self, item: EngineEvent, events: list[GenerationEvent]) -> None:
         if isinstance(item, Completed | Failed):
             self._tell_tokens()
         match item:
             case Admitted():
-                yield self._started(item)
-                yield from self._details.started()
+                events.append(self._started(item))
+                events += self._details.started()
             case PromptScored():
-                yield from self._details.scored(item)
-            case TokensGenerated():
-                yield from self._tokens(item)
+                events += self._details.scored(item)
             case Completed():
-                yield self._finished(item)
+                events.append(self._finished(item))
             case Failed():
-                yield self._failed(item)
+                events.append(self._failed(item))
 
     def _started(self, admitted: Admitted) -> Started:
         self._ticket.placed()
@@ -160,11 +164,11 @@ class _Session:
         self._call.telemetry.admitted(admitted.queue_time_s, len(self._prompt), self._cached_tokens)
         return Started(self._facts, len(self._prompt), self._cached_tokens, admitted.queue_time_s)
 
-    def _tokens(self, news: TokensGenerated) -> Iterator[GenerationEvent]:
+    def _tokens(self, news: TokensGenerated, events: list[GenerationEvent]) -> None:
         now = time.monotonic()
         if self._first_token_time_s is None:
             self._first_token_time_s = self._call.record.first_token_time_s = now - self._call.arrival_time
-            yield from self._details.finished()
+            events += self._details.finished()
         self._grown.add(news.index)
         candidate = self._candidates[news.index]
         if candidate.ended is not None:
@@ -175,8 +179,8 @@ class _Session:
         if ended is not None:
             if news.finish is None:
                 self._stream.finish_candidate(news.index)
-            yield from self._sent(self._cutter.rest(news.index))
-            yield ended
+            events += self._sent(self._cutter.rest(news.index))
+            events.append(ended)
 
     def _finished(self, completed: Completed | None) -> Done:
         """The end; `completed` is None when the engine failed after it had nothing left to generate."""
@@ -204,21 +208,26 @@ class _Session:
             return self._finished(None)
         raise failure_error(failed, self._admission.retry_after_s())
 
-    def _sent(self, deltas: Iterator[CandidateDelta]) -> Iterator[CandidateDelta]:
-        usage = self._usage() if self._plan.events.usage else None
-        return deltas if usage is None else (replace(delta, usage=usage) for delta in deltas)
+    def _sent(self, deltas: Sequence[CandidateDelta]) -> Sequence[CandidateDelta]:
+        if not self._plan.events.usage:
+            return deltas
+        usage = self._usage()
+        return [replace(delta, usage=usage) for delta in deltas]
 
     def _usage(self, completed: Completed | None = None) -> UsageSoFar:
         drafts = (0, 0) if completed is None else (completed.draft_tokens, completed.accepted_draft_tokens)
         return UsageSoFar(len(self._prompt), self._cached_tokens, self._num_tokens(), *drafts)
 
     def _num_tokens(self) -> int:
-        return sum(candidate.num_tokens for candidate in self._candidates)
+        return sum([candidate.num_tokens for candidate in self._candidates])
 
     def _tell_tokens(self) -> None:
         """Tell the log and telemetry what was generated since the last time."""
-        num, indices, self._grown = self._num_tokens() - self._num_told, self._grown, set()
+        if not self._grown:
+            return
+        total = self._num_tokens()
+        num, num_candidates = total - self._num_told, len(self._grown)
+        self._grown.clear()
         if num:
-            self._num_told += num
-            self._call.record.completion_tokens = self._num_told
-            self._call.telemetry.tokens(num, num_candidates=len(indices))
+            self._num_told = self._call.record.completion_tokens = total
+            self._call.telemetry.tokens(num, num_candidates=num_candidates)

@@ -154,10 +154,11 @@ class ModelRunner:
             return PromptScores(row, 0, ())
         targets = self._slots.token_ids[slot, first:end].long()
         chunk = max(1, _SCORING_BYTES // (4 * decoder.spec.vocab_size))
-        pieces = [
-            TokenScores(decoder.logits(hidden[at : at + len(part)]), part, [wanted] * len(part), decoder.backend)
-            for at, part in zip(range(0, len(targets), chunk), targets.split(chunk), strict=True)
-        ]
+        pieces = []
+        for at in range(0, len(targets), chunk):
+            part = targets[at : at + chunk]
+            logits = decoder.logits(hidden[at : at + len(part)])
+            pieces.append(TokenScores(logits, part, [wanted] * len(part), decoder.backend))
         return PromptScores(row, first, tuple(pieces))
 
     def _time(self, start: Mark, end: Mark, launch_s: float, read_s: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +154,7 @@ def _words(code: str, value: float) -> tuple[int, ...]:
     return struct.unpack("<2i", struct.pack(f"<{code}", value))
 
 
-def _number(code: str, words: Sequence[int]) -> int:
+def _number(code: str, words: Sequence[int]) -> Any:
+    """The int or float that `_words` cut in two."""
     (value,) = struct.unpack(f"<{code}", struct.pack("<2i", *words))
     return value

@@ -49,7 +49,7 @@ class Download:
         self._tensors = [_pinned_copy(tensor) if tensor.is_cuda else tensor.clone() for tensor in tensors]
         self._arrived: torch.cuda.Event | None = None
         if any(tensor.is_cuda for tensor in tensors):
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def read(self) -> list[Tensor]:

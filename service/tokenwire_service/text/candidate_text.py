@@ -51,6 +51,8 @@ class CandidateText:
         """Take the next tokens, as far as they belong to the candidate."""
         if self._ended:
             return TextDelta("", 0)
+        if self._stop is None and len(token_ids) == 1 and not self._num_unfinished:
+            return self._push_one(token_ids[0])
         shown: list[str] = []
         for taken, token_id in enumerate(token_ids, start=1):
             text, matched = self._take(token_id)
@@ -61,6 +63,17 @@ class CandidateText:
         delta = "".join(shown)
         self._told += len(delta)
         return TextDelta(delta, self._tell(), None, len(token_ids))
+
+    def _push_one(self, token_id: int) -> TextDelta:
+        """What almost every step is: one token, nothing held back before it."""
+        text = self._detokenizer.push_one(token_id)
+        self._num_tokens += 1
+        self._made += len(text)
+        self._told = self._made
+        if self._detokenizer.pending:
+            self._num_unfinished = 1
+            return TextDelta(text, 0, None, 1)
+        return TextDelta(text, 1, None, 1)
 
     def finish(self) -> TextDelta:
         """The candidate ended otherwise than by a stop string: everything held back, and every token."""
@@ -74,7 +87,7 @@ class CandidateText:
         return TextDelta(rest, self._tell_all(), matched)
 
     def _take(self, token_id: int) -> tuple[str, str | None]:
-        text = self._detokenizer.push((token_id,))
+        text = self._detokenizer.push_one(token_id)
         self._num_tokens += 1
         self._made += len(text)
         self._num_unfinished += 1

@@ -42,6 +42,10 @@ class IncrementalDetokenizer:
         """Whether bytes of an unfinished character are held back."""
         return self._assembler.pending
 
+    def push_one(self, token_id: int) -> str:
+        """The text this token completes."""
+        return "" if token_id in self._skipped else self._assembler.push(token_id)
+
     def push(self, token_ids: Iterable[int]) -> str:
         """The text these tokens complete."""
         return "".join([self._assembler.push(i) for i in token_ids if i not in self._skipped])
@@ -66,15 +70,21 @@ class _ByteLevel:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    @property
-    def pending(self) -> bool:
-        return bool(self._decoder.getstate()[0])
+        self.pending = False
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        raw = self._tokenizer.token_bytes(token_id)
+        if not self.pending:
+            try:
+                return raw.decode()
+            except UnicodeDecodeError:
+                pass
+        text = self._decoder.decode(raw)
+        self.pending = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
+        self.pending = False
         return self._decoder.decode(b"", final=True)
 
 

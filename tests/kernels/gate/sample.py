@@ -1,4 +1,7 @@
-"""What the sampler is compiled for: Llama's vocabulary, few rows (a row spread over the GPU) and many."""
+"""What the sampler is compiled for: a large vocabulary with few rows (each spread over the GPU) and many; a small one.
+
+Triton makes a constant of an integer that is 1.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,16 @@ def variant(name: str, kernel: Any, num_warps: int = 4, **constants: object) -> 
 
 def variants() -> list[Variant]:
     found = []
-    for rows in (1, 256):
-        cut = row_cut(rows, VOCAB)
+    for rows, vocab in (1, VOCAB), (256, VOCAB), (1, 1000):
+        cut, name = row_cut(rows, vocab), f"{rows}x{vocab}"
         tile = {"TILE": cut.tile, "OCTAVES": OCTAVES}
-        sizes = tile | {"SCALE": mass_scale(VOCAB), "TILES": cut.num_lanes}
+        sizes = tile | {"SCALE": mass_scale(vocab), "TILES": cut.num_lanes}
+        chosen = sizes | {"COLUMNS": cut.columns} | ({"num_tiles": 1} if cut.num_tiles == 1 else {})
         found += [
-            variant(f"maxima-{rows}", _triton.tile_maxima_kernel, cut.num_warps, **tile),
-            variant(f"weigh-{rows}", _triton.weigh_kernel, cut.num_warps, **sizes),
-            variant(f"compact-{rows}", _triton.compact_kernel, cut.num_warps, **sizes),
-            variant(f"choose-{rows}", _triton.choose_kernel, 8, **sizes, COLUMNS=cut.columns),
+            variant(f"maxima-{name}", _triton.tile_maxima_kernel, cut.num_warps, **tile),
+            variant(f"weigh-{name}", _triton.weigh_kernel, cut.num_warps, **sizes),
+            variant(f"compact-{name}", _triton.compact_kernel, cut.num_warps, **sizes),
+            variant(f"choose-{name}", _triton.choose_kernel, 8, **chosen),
         ]
     cut, tiles = row_cut(256, VOCAB), {"TILE": _triton_scores.TILE}
     likeliest = {"TILE": cut.tile, "TILES": cut.num_lanes}
@@ -47,7 +51,7 @@ def variants() -> list[Variant]:
     return [
         *found,
         variant("likeliest", _triton.choose_likeliest_kernel, cut.num_warps, **likeliest),
-        variant("score", _triton_scores.score_kernel, **tiles),
+        variant("score", _triton_scores.score_kernel, **tiles, num_values=1),
         variant("normalizer", _triton_scores.score_kernel, **tiles, values=None, ranks=None, num_values=1),
         variant("ranks", _triton_scores.score_kernel, **tiles, maxima=None, sums=None),
         variant("combine", _triton_scores.combine_kernel, TILES=32),

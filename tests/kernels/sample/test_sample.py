@@ -213,6 +213,15 @@ def test_greedy_takes_the_lowest_id_on_ties() -> None:
     assert sample.greedy(logits).token_ids.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("vocab", [7, 257, 512, 48 * 5])
+def test_greedy_is_argmax(vocab: int) -> None:
+    torch.manual_seed(9)
+    logits = torch.randint(0, 40, (50, vocab)).float()
+    logits[3, vocab // 2] = torch.nan
+    logits[4] = -torch.inf
+    assert torch.equal(sample.greedy(logits).token_ids, logits.argmax(dim=-1))
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_poisoned_row_is_told_and_others_are_not(poison: float) -> None:
     torch.manual_seed(4)

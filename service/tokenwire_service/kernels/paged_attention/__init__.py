@@ -28,12 +28,18 @@ def paged_attention(
 
     query_start_loc int32 [S + 1], seq_lens int32 [S] (the queries included), block_tables int32 [S, max blocks]: the
     queries of row s are the last positions of its sequence, whose keys and values are stored already. Slots past a
-    sequence's length and table entries past its blocks are never read.
-    Raises ValueError for other shapes, strides or types, IndexError for a block id outside [0, N).
+    sequence's length and table entries past its blocks are never read. Tokens past the last query may be anything.
+    Raises ValueError for other shapes, strides, types or options, IndexError for a block id outside [0, N); a GPU
+    cannot be asked without waiting for it: there, ids are trusted.
     """
     _check(q, key, value, query_start_loc, seq_lens, block_tables)
+    _check_options(q, key, options)
+    if backend.triton:
+        from tokenwire_service.kernels.paged_attention import _triton
+
+        return _triton.paged_attention(q, key, value, query_start_loc, seq_lens, block_tables, options)
     kept = type_name(key.dtype)
-    if backend.library is None or kept is None:
+    if backend.library is None or kept is None or not options.plain:
         return reference.paged_attention(q, key, value, query_start_loc, seq_lens, block_tables, options)
     num_blocks, num_kv_heads, block_size, head_dim = key.shape
     tokens, num_sequences, max_blocks = q.shape[0], seq_lens.shape[0], block_tables.shape[1]
@@ -87,3 +93,17 @@ def _check(
     for tensor in (query_start_loc, seq_lens, block_tables):
         if tensor.dtype != torch.int32 or not tensor.is_contiguous():
             raise ValueError("query_start_loc, seq_lens and block_tables must be contiguous int32")
+
+
+def _check_options(q: Tensor, key: Tensor, options: AttentionOptions) -> None:
+    if not options.scale > 0 or (options.softcap is not None and not options.softcap > 0):
+        raise ValueError(f"scale and softcap must be positive, got {options.scale}, {options.softcap}")
+    if options.window is not None and options.window < 1:
+        raise ValueError(f"window must be at least 1 token, the query's own, got {options.window}")
+    if key.dtype != torch.float8_e4m3fn and (options.key_scale, options.value_scale) != (1.0, 1.0):
+        raise ValueError(f"key_scale and value_scale are for blocks in float8_e4m3fn, these are in {key.dtype}")
+    for name, tensor in (("alibi_slopes", options.alibi_slopes), ("sinks", options.sinks)):
+        if tensor is None:
+            continue
+        if tensor.shape != q.shape[1:2] or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous float32 [{q.shape[1]}], got {tensor.dtype} {tensor.shape}")

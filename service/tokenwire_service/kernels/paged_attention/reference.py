@@ -40,13 +40,24 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) 
     queries, num_heads, head_dim = q.shape
     num_kv_heads, length, _ = keys.shape
     grouped = q.view(queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = torch.einsum("qkgd,kld->kgql", grouped, keys).float() * options.scale
+    scores = torch.einsum("qkgd,kld->kgql", grouped, keys).float() * (options.scale * options.key_scale)
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
     query_pos = torch.arange(length - queries, length, device=q.device)[:, None]
     key_pos = torch.arange(length, device=q.device)
+    if options.alibi_slopes is not None:
+        scores = scores + options.alibi_slopes.view(num_kv_heads, -1, 1, 1) * (key_pos - query_pos)
     visible = key_pos <= query_pos
     if options.window is not None:
         visible &= key_pos > query_pos - options.window
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1).to(q.dtype)
-    return torch.einsum("kgql,kld->qkgd", weights, values).reshape(queries, num_heads, head_dim)
+    weights = _softmax(scores.masked_fill(~visible, float("-inf")), options.sinks).to(q.dtype)
+    mixed = torch.einsum("kgql,kld->qkgd", weights, values).reshape(queries, num_heads, head_dim)
+    return mixed if options.value_scale == 1.0 else (mixed.float() * options.value_scale).to(q.dtype)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """scores [K, G, Q, L] → weights of the same shape; with sinks [H] a row sums to less than one."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    column = sinks.view(*scores.shape[:2], 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]

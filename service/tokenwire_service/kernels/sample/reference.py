@@ -5,6 +5,7 @@ Every result of a row depends on that row alone, bit for bit: batching never cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,7 +50,7 @@ def edit_logits(logits: Tensor, edits: LogitEdits) -> None:
 
 def greedy(logits: Tensor) -> Choice:
     """Likeliest token of each row of fp32 logits [S, V], lowest id on ties. argmax takes NaN for the largest."""
-    token_ids = logits.argmax(dim=-1)
+    token_ids = _argmax(logits)
     return Choice(token_ids, logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).isfinite())
 
 
@@ -65,33 +66,37 @@ def draw(logits: Tensor, params: DrawParams) -> Choice:
 def sample_rows(logits: Tensor, columns: SampleColumns, token_ids: Tensor, valid: Tensor) -> None:
     """Choose one token per row of fp32 logits [S, V] (overwritten), greedily or by drawing, as its columns say; written
     to token_ids int64 [S] and valid bool [S]."""
-    drawing = columns.temperature > 0
-    for rows, draws in ((~drawing).nonzero().flatten(), False), (drawing.nonzero().flatten(), True):
-        if len(rows):
-            part = logits if len(rows) == len(logits) else logits[rows]
-            chosen = draw(part, _draw_params(columns, rows)) if draws else greedy(part)
-            token_ids[rows], valid[rows] = chosen
+    drawing = _where(columns.temperature > 0)
+    if not drawing:
+        chosen = greedy(logits)
+    elif len(drawing) == len(logits):
+        chosen = draw(logits, _draw_params(columns))
+    else:
+        drawn = torch.tensor(drawing, dtype=torch.int64, device=logits.device)
+        chosen = greedy(logits)
+        chosen.token_ids[drawn], chosen.valid[drawn] = draw(logits[drawn], _draw_params(columns).only(drawing))
+    token_ids.copy_(chosen.token_ids)
+    valid.copy_(chosen.valid)
 
 
-def _draw_params(columns: SampleColumns, rows: Tensor) -> DrawParams:
-    top_k, top_p, min_p = columns.top_k[rows].long(), columns.top_p[rows], columns.min_p[rows]
+def _draw_params(columns: SampleColumns) -> DrawParams:
     return DrawParams(
-        temperature=columns.temperature[rows],
-        seed=columns.seed[rows],
-        candidate=columns.candidate[rows].long(),
-        position=columns.position[rows].long(),
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=torch.ones_like(top_p),
-        top_k_rows=_where(top_k > 0),
-        top_p_rows=_where(top_p < 1),
-        min_p_rows=_where(min_p > 0),
+        temperature=columns.temperature,
+        seed=columns.seed,
+        candidate=columns.candidate.long(),
+        position=columns.position.long(),
+        top_k=columns.top_k.long(),
+        top_p=columns.top_p,
+        min_p=columns.min_p,
+        typical_p=torch.ones_like(columns.top_p),
+        top_k_rows=_where(columns.top_k > 0),
+        top_p_rows=_where(columns.top_p < 1),
+        min_p_rows=_where(columns.min_p > 0),
     )
 
 
 def _where(mask: Tensor) -> tuple[int, ...]:
-    return tuple(mask.nonzero().flatten().tolist())
+    return tuple(at for at, is_set in enumerate(mask.tolist()) if is_set)
 
 
 def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
@@ -102,21 +107,29 @@ def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
     weights = scaled.clamp_(min=_LEAST_EXPONENT).exp_()
     if padding := -weights.shape[-1] % _TILE:
         weights = torch.nn.functional.pad(weights, (0, padding))
-    weights = _filter(weights, _keep_top_k, params.top_k, params.top_k_rows)
-    weights = _filter(weights, _keep_typical, params.typical_p, params.typical_rows)
-    weights = _filter(weights, _keep_top_p, params.top_p, params.top_p_rows)
-    return _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
+    _filter(weights, _keep_top_k, params.top_k, params.top_k_rows)
+    _filter(weights, _keep_typical, params.typical_p, params.typical_rows)
+    _filter(weights, _keep_top_p, params.top_p, params.top_p_rows)
+    _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
+    return weights
 
 
-def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: tuple[int, ...]) -> Tensor:
-    """`keep`, which tells what stays of the given rows, applied to them; values [S] are its parameter."""
+def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], None], values: Tensor, rows: tuple[int, ...]) -> None:
+    """Apply `keep`, which zeroes what it drops, to the given rows in place; values [S] are its parameter."""
     if len(rows) == len(weights):
-        return torch.where(keep(weights, values), weights, 0.0)
-    if rows:
+        keep(weights, values)
+    elif rows:
         index = torch.tensor(rows, dtype=torch.int64, device=weights.device)
         part = weights.index_select(0, index)
-        weights.index_copy_(0, index, torch.where(keep(part, values[index]), part, 0.0))
-    return weights
+        keep(part, values[index])
+        weights.index_copy_(0, index, part)
+
+
+def _drop_below(weights: Tensor, cuts: Tensor) -> None:
+    """weights [R, V] below their row's cut [R, 1] become 0. Row by row: several times faster on CPUs than a mask."""
+    largest_dropped = cuts.nextafter(torch.zeros_like(cuts)).flatten().tolist()
+    for row, value in zip(weights.unbind(), largest_dropped, strict=True):
+        torch.nn.functional.threshold(row, value, 0.0, inplace=True)
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
@@ -133,6 +146,17 @@ def score(logits: Tensor, token_ids: Tensor) -> Scores:
     """Log-probability and rank of token_ids int64 [S] in fp32 logits [S, V]."""
     values = logits.gather(-1, token_ids.unsqueeze(-1))
     return Scores(values.squeeze(-1) - log_normalizer(logits), ranks(logits, values).squeeze(-1))
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """By tiles where they divide the row: torch finds a maximum on CPUs ten times faster than where it is."""
+    tile = math.gcd(logits.shape[-1], _TILE)
+    if tile < 16:
+        return logits.argmax(dim=-1)
+    tiles = logits.view(len(logits), -1, tile)
+    best = tiles.amax(dim=-1).argmax(dim=-1)
+    within: Tensor = tiles[torch.arange(len(logits), device=logits.device), best].argmax(dim=-1)
+    return best * tile + within
 
 
 def _penalize(logits: Tensor, p: Penalties) -> None:
@@ -157,15 +181,15 @@ def _keep_bits(logits: Tensor, allowed: TokenBits) -> None:
     logits.masked_fill_(~kept & allowed.rows.unsqueeze(-1), -torch.inf)
 
 
-def _keep_top_k(weights: Tensor, top_k: Tensor) -> Tensor:
-    """All but what is below the k-th value (ties stay)."""
+def _keep_top_k(weights: Tensor, top_k: Tensor) -> None:
+    """Drop what is below the k-th value (ties stay)."""
     limits = top_k.clamp(max=weights.shape[-1])
     best = weights.topk(int(limits.max()), dim=-1).values
-    return weights >= best.gather(-1, (limits - 1).unsqueeze(-1))
+    _drop_below(weights, best.gather(-1, (limits - 1).unsqueeze(-1)))
 
 
-def _keep_typical(weights: Tensor, typical_p: Tensor) -> Tensor:
-    """The tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
+def _keep_typical(weights: Tensor, typical_p: Tensor) -> None:
+    """Keep the tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
     p = weights.double()
     p /= p.cumsum(dim=-1)[:, -1:]
     log_p = p.log()
@@ -174,11 +198,11 @@ def _keep_typical(weights: Tensor, typical_p: Tensor) -> Tensor:
     order = distance.argsort(dim=-1, stable=True)
     mass = p.gather(-1, order).cumsum(dim=-1)
     last = (mass < typical_p.unsqueeze(-1)).sum(dim=-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
-    return distance <= distance.gather(-1, order.gather(-1, last))
+    weights.mul_(distance <= distance.gather(-1, order.gather(-1, last)))
 
 
-def _keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest set of likeliest tokens whose mass reaches top_p (ties of the last stay).
+def _keep_top_p(weights: Tensor, top_p: Tensor) -> None:
+    """Keep the smallest set of likeliest tokens whose mass reaches top_p (ties of the last stay).
 
     Only candidates are sorted. A token below (1 - top_p) / V of the mass is none: all of them together weigh less
     than what may be dropped. The same bound over the candidates leaves fewer.
@@ -192,12 +216,12 @@ def _keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
         mass, count = candidates.double().sum(dim=-1), (candidates > 0).sum(dim=-1)
     best = candidates.sort(dim=-1, descending=True).values
     last = (best.double().cumsum(dim=-1) < wanted.unsqueeze(-1)).sum(dim=-1, keepdim=True)
-    return weights >= best.gather(-1, last.clamp(max=best.shape[-1] - 1))
+    _drop_below(weights, best.gather(-1, last.clamp(max=best.shape[-1] - 1)))
 
 
-def _keep_min_p(weights: Tensor, min_p: Tensor) -> Tensor:
-    """All but what is less likely than min_p times the likeliest that is left."""
-    return weights >= weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1)
+def _keep_min_p(weights: Tensor, min_p: Tensor) -> None:
+    """Drop what is less likely than min_p times the likeliest that is left."""
+    _drop_below(weights, weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1))
 
 
 def _compact(values: Tensor, mask: Tensor) -> Tensor:

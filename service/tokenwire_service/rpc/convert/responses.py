@@ -48,31 +48,35 @@ class ResponseWriter:
 
     def generate_event(self, event: GenerationEvent) -> pb.GenerateStreamResponse:
         """The event of a GenerateStream."""
+        message = pb.GenerateStreamResponse()
         match event:
-            case Started():
-                return pb.GenerateStreamResponse(started=self.started(event))
-            case PromptChunk():
-                return pb.GenerateStreamResponse(prompt=self.prompt(event))
             case CandidateDelta():
-                return pb.GenerateStreamResponse(delta=self.delta(event))
+                self._fill(message.delta, event)
+            case Started():
+                message.started.CopyFrom(self.started(event))
+            case PromptChunk():
+                message.prompt.CopyFrom(self.prompt(event))
             case CandidateEnded():
-                return pb.GenerateStreamResponse(candidate_finished=self.candidate_finished(event))
+                message.candidate_finished.CopyFrom(self.candidate_finished(event))
             case Done():
-                return pb.GenerateStreamResponse(completed=self.completed(event))
+                message.completed.CopyFrom(self.completed(event))
+        return message
 
     def chat_event(self, event: GenerationEvent) -> pb.ChatStreamResponse:
         """The event of a ChatStream."""
+        message = pb.ChatStreamResponse()
         match event:
-            case Started():
-                return pb.ChatStreamResponse(started=self.started(event))
-            case PromptChunk():
-                return pb.ChatStreamResponse(prompt=self.prompt(event))
             case CandidateDelta():
-                return pb.ChatStreamResponse(content=self.delta(event))
+                self._fill(message.content, event)
+            case Started():
+                message.started.CopyFrom(self.started(event))
+            case PromptChunk():
+                message.prompt.CopyFrom(self.prompt(event))
             case CandidateEnded():
-                return pb.ChatStreamResponse(candidate_finished=self.candidate_finished(event))
+                message.candidate_finished.CopyFrom(self.candidate_finished(event))
             case Done():
-                return pb.ChatStreamResponse(completed=self.completed(event))
+                message.completed.CopyFrom(self.completed(event))
+        return message
 
     def started(self, event: Started) -> pb.StreamStarted:
         return pb.StreamStarted(
@@ -89,15 +93,19 @@ class ResponseWriter:
             logprobs=self.logprobs(chunk.token_ids, chunk.logprobs) if self._output.prompt_logprobs else None,
         )
 
-    def delta(self, event: CandidateDelta) -> pb.TextDelta:
-        return pb.TextDelta(
-            index=event.index,
-            text=event.text if self._output.text else "",
-            token_ids=event.token_ids if self._output.token_ids else (),
-            logprobs=self.logprobs(event.token_ids, event.logprobs) if self._output.logprobs else None,
-            token_count=len(event.token_ids),
-            usage=None if event.usage is None else usage(event.usage),
-        )
+    def _fill(self, message: pb.TextDelta, event: CandidateDelta) -> None:
+        """Field by field, and only what is there: this is done for every token."""
+        message.token_count = len(event.token_ids)
+        if event.index:
+            message.index = event.index
+        if self._output.text:
+            message.text = event.text
+        if self._output.token_ids:
+            message.token_ids.extend(event.token_ids)
+        if self._output.logprobs:
+            message.logprobs.CopyFrom(self.logprobs(event.token_ids, event.logprobs))
+        if event.usage is not None:
+            message.usage.CopyFrom(usage(event.usage))
 
     def candidate_finished(self, event: CandidateEnded) -> pb.CandidateFinished:
         return pb.CandidateFinished(index=event.index, finish=finish(event))

@@ -1,0 +1,106 @@
+"""A gRPC client that costs next to nothing, for measurements of a server beside it: it counts and parses no message.
+
+HTTP/2 as far as reading one server stream for each connection needs: no flow control (windows are as large as can be),
+no header compression, answers to SETTINGS and PING.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+_ACK = _END_STREAM = 1
+_END_HEADERS = 4
+_INITIAL_WINDOW_SIZE = 4
+_LARGEST_WINDOW = 2**31 - 1
+_DEFAULT_WINDOW = 65_535
+_HEADER = struct.Struct(">BHBBI")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What arrived, over all connections."""
+
+    messages: int = 0
+    bytes: int = 0
+    ended: int = 0
+
+
+class WireStream(asyncio.Protocol):
+    """One connection with one server stream of `method`, called with the serialized `request`."""
+
+    def __init__(self, method: str, request: bytes, tally: Tally, *, keep: list[bytes] | None = None) -> None:
+        """`keep` gets what is received as it is, for a look at it later."""
+        self._method = method
+        self._request = request
+        self._tally = tally
+        self._keep = keep
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        headers = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": self._method,
+            ":authority": "bench",
+            "content-type": "application/grpc",
+            "te": "trailers",
+        }
+        message = b"\x00" + struct.pack(">I", len(self._request)) + self._request
+        self._send(
+            _PREFACE,
+            _frame(_SETTINGS, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)),
+            _frame(_WINDOW_UPDATE, struct.pack(">I", _LARGEST_WINDOW - _DEFAULT_WINDOW)),
+            _frame(_HEADERS, _literal(headers.items()), _END_HEADERS, 1),
+            _frame(_DATA, message, _END_STREAM, 1),
+        )
+
+    def data_received(self, data: bytes) -> None:
+        self._tally.bytes += len(data)
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= 9:
+            high, low, kind, flags, _ = _HEADER.unpack_from(buffer, at)
+            end = at + 9 + (high << 16 | low)
+            if len(buffer) < end:
+                break
+            if kind == _DATA:
+                self._tally.messages += 1
+                if self._keep is not None:
+                    self._keep.append(bytes(buffer[at + 9 : end]))
+            else:
+                self._control(kind, flags, bytes(buffer[at + 9 : end]))
+            at = end
+        del buffer[:at]
+
+    def _control(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind == _SETTINGS and not flags & _ACK:
+            self._send(_frame(_SETTINGS, b"", _ACK))
+        elif kind == _PING and not flags & _ACK:
+            self._send(_frame(_PING, payload, _ACK))
+        elif kind in (_RST_STREAM, _GOAWAY) or (kind == _HEADERS and flags & _END_STREAM):
+            self._tally.ended += 1
+
+    def _send(self, *frames: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(b"".join(frames))
+
+
+def _frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:
+    return _HEADER.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
+
+
+def _literal(headers: Iterable[tuple[str, str]]) -> bytes:
+    """HPACK: literals without indexing, uncompressed; all shorter than 127 bytes."""
+    return b"".join(
+        b"\x00" + bytes([len(part)]) + part.encode() if number == 0 else bytes([len(part)]) + part.encode()
+        for pair in headers
+        for number, part in enumerate(pair)
+    )
