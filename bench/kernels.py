@@ -42,7 +42,8 @@ def red_tests(ops: list[str]) -> list[str]:
     if untested := [op for op, paths in found.items() if not paths]:
         return [f"{op} has no tests that match tests/kernels/{TESTS[op]}" for op in untested]
     paths = sorted({str(path) for paths in found.values() for path in paths})
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *paths]
+    unknown_option = "ignore::pytest.PytestConfigWarning"
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-W", unknown_option, *paths]
     result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return []

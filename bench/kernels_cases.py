@@ -289,7 +289,8 @@ def _advance(at: Setting) -> Iterator[Case]:
             state: list[Tensor] = state,
             token_ids: Tensor = token_ids,
         ) -> None:
-            advance(sampled, slots, *state, token_ids, backend)
+            last, positions, lengths = state
+            advance(sampled, slots, last, positions, lengths, token_ids, backend)
 
         def plain(sampled: Tensor = sampled, state: list[Tensor] = state, token_ids: Tensor = token_ids) -> None:
             last, positions, lengths = state

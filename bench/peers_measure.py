@@ -46,7 +46,8 @@ def measure(
     load_mb = worker.memory.peak_mb
     worker.memory.restart_peak()
     _ask(worker, prompts(2, workload.prompt_tokens, 90), _WARM_UP_TOKENS)
-    single, rows = [], []
+    single: list[int] = []
+    rows: list[dict[str, Any]] = []
     for num in workload.concurrency:
         runs = list(_runs(worker, workload, prompts, num))
         rows.append({"concurrency": num, **_speeds(runs, workload.new_tokens)})

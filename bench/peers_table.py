@@ -62,7 +62,7 @@ def by_variant(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def table(rows: list[Row]) -> str:
     """A block for each class that has rows of ours and of a peer, then the rows of the other classes."""
-    lines = []
+    lines: list[str] = []
     for precision_class in COMPARED:
         lines += _class_lines([row for row in rows if row["precision_class"] == precision_class], precision_class)
     others = [row for row in rows if row["precision_class"] not in COMPARED]

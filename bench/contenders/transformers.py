@@ -108,7 +108,7 @@ def _load(setup: Setup) -> Any:
 
 def _open(setup: Setup) -> Generate | ContinuousBatching:
     """By option "mode": "generate" or "continuous batching"."""
-    return {"generate": Generate, "continuous batching": ContinuousBatching}[setup.options["mode"]](setup)
+    return Generate(setup) if setup.options["mode"] == "generate" else ContinuousBatching(setup)
 
 
 if __name__ == "__main__":
