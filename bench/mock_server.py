@@ -6,6 +6,7 @@ Everything but the engine is what `tokenwire serve` runs: server, admission, tok
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 
@@ -37,12 +38,11 @@ async def serve() -> None:
     recorder.attach_engine(lambda: (engine.stats, engine.state))
     serving.set_engine(engine, batch_limits(engine.info))
     serving.set_model(model)
-    sys.stdout.write(f"{server.port}\n")
-    sys.stdout.flush()
-    import gc
-
+    # As the service does once it is ready.
     gc.collect()
     gc.freeze()
+    sys.stdout.write(f"{server.port}\n")
+    sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)
     await server.stop()
     await engine.close()

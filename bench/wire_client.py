@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -26,19 +26,17 @@ class Tally:
     """What arrived, over all connections."""
 
     messages: int = 0
-    bytes: int = 0
-    ended: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with the first end of a stream."""
 
 
 class WireStream(asyncio.Protocol):
     """One connection with one server stream of `method`, called with the serialized `request`."""
 
-    def __init__(self, method: str, request: bytes, tally: Tally, *, keep: list[bytes] | None = None) -> None:
-        """`keep` gets what is received as it is, for a look at it later."""
+    def __init__(self, method: str, request: bytes, tally: Tally) -> None:
         self._method = method
         self._request = request
         self._tally = tally
-        self._keep = keep
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -62,7 +60,6 @@ class WireStream(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
-        self._tally.bytes += len(data)
         buffer = self._buffer
         buffer += data
         at = 0
@@ -73,8 +70,6 @@ class WireStream(asyncio.Protocol):
                 break
             if kind == _DATA:
                 self._tally.messages += 1
-                if self._keep is not None:
-                    self._keep.append(bytes(buffer[at + 9 : end]))
             else:
                 self._control(kind, flags, bytes(buffer[at + 9 : end]))
             at = end
@@ -86,7 +81,7 @@ class WireStream(asyncio.Protocol):
         elif kind == _PING and not flags & _ACK:
             self._send(_frame(_PING, payload, _ACK))
         elif kind in (_RST_STREAM, _GOAWAY) or (kind == _HEADERS and flags & _END_STREAM):
-            self._tally.ended += 1
+            self._tally.ended.set()
 
     def _send(self, *frames: bytes) -> None:
         assert self._transport is not None
@@ -99,8 +94,8 @@ def _frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:
 
 def _literal(headers: Iterable[tuple[str, str]]) -> bytes:
     """HPACK: literals without indexing, uncompressed; all shorter than 127 bytes."""
-    return b"".join(
-        b"\x00" + bytes([len(part)]) + part.encode() if number == 0 else bytes([len(part)]) + part.encode()
-        for pair in headers
-        for number, part in enumerate(pair)
-    )
+    return b"".join(b"\x00" + _string(name) + _string(value) for name, value in headers)
+
+
+def _string(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()

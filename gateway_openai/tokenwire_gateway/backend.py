@@ -85,7 +85,7 @@ class Backend:
         """The events of one call; closing the iterator cancels it. Raises GatewayError."""
         call = _begin(lambda: rpc(request, timeout=self._timeout(), metadata=self._metadata(facts)))
         try:
-            async for event in call:
+            while (event := await call.read()) is not grpc.aio.EOF:
                 yield event
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
@@ -153,6 +153,11 @@ class Backend:
 
 async def merged(streams: Sequence[AsyncGenerator[_R]]) -> AsyncGenerator[tuple[int, _R]]:
     """Events of several streams as they come, each with the number of its stream. The first failure ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
     queue: asyncio.Queue[tuple[int, _R] | Exception | None] = asyncio.Queue(maxsize=4 * len(streams))
 
     async def pump(number: int, stream: AsyncGenerator[_R]) -> None:

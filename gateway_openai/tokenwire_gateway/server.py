@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -25,6 +26,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind the port."""
         await super().startup(sockets)
+        # What is there by now stays: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
         if self.started:
             _log.info("REST on %s:%d for %s", self.config.host, self.config.port, self._target)
 

@@ -7,7 +7,7 @@ from typing import Any
 from tokenwire.v1 import text_generation_pb2 as text
 from tokenwire.v1 import types_pb2 as types
 from tokenwire_gateway.facts import RequestFacts
-from tokenwire_gateway.openai.common import finish_reason, head, usage_body
+from tokenwire_gateway.openai.common import ChunkFrame, finish_reason, head, usage_body
 from tokenwire_gateway.sse import frame
 from tokenwire_gateway.tokens import lossy, tokens_of
 
@@ -77,6 +77,7 @@ class ChatChunks:
         self._with_logprobs = with_logprobs
         self._include_usage = include_usage
         self._head: dict[str, Any] = {}
+        self._frame: ChunkFrame | None = None
 
     def on(self, event: text.ChatStreamResponse) -> bytes:
         """The chunks that `event` calls for; empty for none."""
@@ -101,6 +102,7 @@ class ChatChunks:
         self._head = head("chatcmpl", CHUNK, started.info)
         if self._include_usage:
             self._head["usage"] = None
+        self._frame = ChunkFrame(self._head, "delta")
         first = {"role": "assistant", "content": "", "refusal": None}
         return b"".join(self._chunk(index, first) for index in range(self._choices))
 
@@ -128,5 +130,5 @@ class ChatChunks:
         return frame({**self._head, "choices": [], "usage": usage_body(completed.usage)})
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return frame({**self._head, "choices": [choice]})
+        assert self._frame is not None
+        return self._frame(index, delta, logprobs, finish)

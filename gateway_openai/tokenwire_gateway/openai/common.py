@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import orjson
+
 from tokenwire.v1 import types_pb2 as types
 
 _FINISH: Mapping[types.FinishReason.ValueType, str] = MappingProxyType(
@@ -34,6 +36,25 @@ def head(prefix: str, object_name: str, info: types.ResponseInfo) -> dict[str, A
         "model": info.model,
         "system_fingerprint": info.fingerprint or None,
     }
+
+
+class ChunkFrame:
+    """Server-sent events that are alike but for one choice: what is the same in all of them is encoded once.
+
+    `shared`: the fields every chunk begins with. `name`: of the choice's field that holds what is new.
+    """
+
+    def __init__(self, shared: dict[str, Any], name: str) -> None:
+        self._head = b"data: " + orjson.dumps(shared)[:-1] + b',"choices":[{"index":'
+        self._name = b',"' + name.encode() + b'":'
+
+    def __call__(self, index: int, new: Any, logprobs: Any, finish: str | None) -> bytes:
+        """The event of one choice. `new` and `logprobs` are anything JSON."""
+        if logprobs is None and finish is None:
+            tail = b',"logprobs":null,"finish_reason":null}]}\n\n'
+        else:
+            tail = b',"logprobs":%b,"finish_reason":%b}]}\n\n' % (orjson.dumps(logprobs), orjson.dumps(finish))
+        return b"%b%d%b%b%b" % (self._head, index, self._name, orjson.dumps(new), tail)
 
 
 def usage_body(usage: types.Usage) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from tokenwire.v1 import text_generation_pb2 as text
 from tokenwire.v1 import types_pb2 as types
 from tokenwire_gateway.facts import RequestFacts, add_usage
-from tokenwire_gateway.openai.common import finish_reason, head, usage_body
+from tokenwire_gateway.openai.common import ChunkFrame, finish_reason, head, usage_body
 from tokenwire_gateway.sse import frame
 from tokenwire_gateway.tokens import Token, TokenText, spelled, tokens_of
 
@@ -92,6 +92,7 @@ class CompletionChunks:
         self._facts = facts
         self._plan = plan
         self._head: dict[str, Any] = {}
+        self._frame: ChunkFrame | None = None
         self._columns: dict[int, LogprobColumns] = {}
         self._running = len(plan.echoes)
 
@@ -118,6 +119,7 @@ class CompletionChunks:
             self._head = head("cmpl", OBJECT, started.info)
             if self._plan.include_usage:
                 self._head["usage"] = None
+            self._frame = ChunkFrame(self._head, "text")
         # An empty first chunk says that the call was admitted.
         return b"".join(self._chunk(index, self._plan.echoes[prompt] or "") for index in self._indices(prompt))
 
@@ -150,5 +152,5 @@ class CompletionChunks:
         return range(prompt * self._plan.choices, (prompt + 1) * self._plan.choices)
 
     def _chunk(self, index: int, piece: str, logprobs: Any = None, finish: str | None = None) -> bytes:
-        choice = {"index": index, "text": piece, "logprobs": logprobs, "finish_reason": finish}
-        return frame({**self._head, "choices": [choice]})
+        assert self._frame is not None
+        return self._frame(index, piece, logprobs, finish)

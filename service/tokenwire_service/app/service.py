@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -148,6 +149,9 @@ class Service:
         self._serving.set_model(model)
         if self._companion is not None:
             await self._companion.listening()
+        # What is there by now stays: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
         self._announce(model, engine.info)
         return engine
 
