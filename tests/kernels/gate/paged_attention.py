@@ -70,8 +70,8 @@ LAUNCHES = (
     Launch("prefill128-d128-alibi", 2, 4096, (32, 32), 128, options=BLOOM, wgmma=True),
     Launch("prefill128-d128-fp8", 1, 4096, (32, 8), 128, kv_dtype=FP8, wgmma=True),
     Launch("prefill128-d80", 1, 4096, (32, 32), 80, wgmma=True),
-    Launch("prefill-d256-softcap", 1, 4096, (8, 4), 256, options=GEMMA, wgmma=True),
-    Launch("prefill-d256-fp8", 1, 4096, (8, 4), 256, kv_dtype=FP8, wgmma=True),
+    Launch("prefill128-d256-softcap", 1, 4096, (8, 4), 256, options=GEMMA, wgmma=True),
+    Launch("prefill64-d256-fp8", 1, 4096, (8, 4), 256, kv_dtype=FP8, wgmma=True),
     Launch("prefill-fp32-d128", 1, 256, (32, 8), 128, dtype=torch.float32, kv_dtype=torch.float32),
 )
 

@@ -93,13 +93,15 @@ def _prefill(sizes: Sizes, rows_per_seq: float) -> LaunchConfig:
     """Prefill and chunks: bound by the tensor cores, which take 64 rows a warp group (wgmma)."""
     least = _power_of_two(sizes.group)
     tall_programs = math.ceil(rows_per_seq / 128) * sizes.num_seqs * sizes.num_kv_heads
-    # 128 rows read each key half as often as 64; they need enough rows to fill the machine.
-    if least > 64 or (rows_per_seq >= 512 and tall_programs >= NUM_SMS):
-        # 256 columns leave registers for 32 keys only, in two warp groups of 64 rows.
-        block_n, stages = (32, 2) if sizes.head_dim > 128 else (64, 3)
+    wide = sizes.head_dim > 128
+    # 128 rows read each key half as often as 64; they need enough rows to fill the machine, and registers, of which
+    # 256 columns leave enough for 32 keys, and for 16 that must be converted.
+    fits = not wide or sizes.kv_bytes > 1
+    if least > 64 or (fits and rows_per_seq >= 512 and tall_programs >= NUM_SMS):
+        block_n, stages = (16 * sizes.kv_bytes, 2) if wide else (64, 3)
         return _split_chunk(_whole(sizes, 128, block_n, 8, stages), sizes, tall_programs)
     programs = math.ceil(rows_per_seq / 64) * sizes.num_seqs * sizes.num_kv_heads
-    if sizes.head_dim > 128:
+    if wide:
         return _split_chunk(_whole(sizes, 64, 32, 8, 2), sizes, programs)
     # 80 KB and about 200 registers in four warps: two programs an SM, one calculates while the other's loads are due.
     return _split_chunk(_whole(sizes, 64, 64, 4, 2), sizes, programs)
