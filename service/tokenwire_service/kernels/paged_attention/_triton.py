@@ -10,7 +10,7 @@ The method is FlashAttention-2's online softmax with flash decoding's splits (ar
 as in arXiv 2511.11581.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, arg-type"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, arg-type, assignment"
 
 from __future__ import annotations
 
