@@ -1,18 +1,23 @@
 """Rows with guesses at their next tokens draw the tokens that steps without guesses draw."""
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 
-from tests.support.bare_worker import BareWorker
+from tests.support.bare_worker import BARE_SIZES, BareWorker, CallRecorder
 from tests.support.local_engine import VOCAB_SIZE, LocalEngine, make_request
 from tokenwire_service.core.params import Request, SamplingParams, StoppingParams
-from tokenwire_service.kernels.backend import reference_backend
+from tokenwire_service.kernels.backend import Backend, reference_backend
 from tokenwire_service.runner.executor import LocalExecutor, PendingStep
+from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs
+from tokenwire_service.runner.verify import SpeculationLimits
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin, SlotResult
 from tokenwire_service.weights.resolved import ResolvedModel
 
+CPU = torch.device("cpu")
 SAMPLINGS = [
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=0.3, seed=5),
@@ -63,8 +68,8 @@ def test_guesses_change_no_token(tiny_worker: Worker, steps: int) -> None:
 class Slot:
     """One sequence in slot 3 of a runner of its own."""
 
-    def __init__(self, resolved: ResolvedModel, prompt: list[int], sampling: SamplingParams) -> None:
-        self._worker = BareWorker(resolved, reference_backend())
+    def __init__(self, worker: BareWorker, prompt: list[int], sampling: SamplingParams) -> None:
+        self._worker = worker
         self._start, self._step_id = len(prompt), 1
         join = SlotJoin(3, tuple(prompt), len(prompt), tuple(range(9, 17)), sampling, 0, (), 0, None, None)
         row = ScheduledSlot(3, 0, len(prompt), (), samples=True)
@@ -85,11 +90,11 @@ def test_a_row_brings_the_guesses_that_hold_and_one_token_more(
     tiny_model: ResolvedModel, sampling: SamplingParams
 ) -> None:
     prompt = [5, 9, 4, 80, 23]
-    plain = Slot(tiny_model, prompt, sampling)
+    plain = Slot(BareWorker(tiny_model, reference_backend()), prompt, sampling)
     while len(plain.tokens) < 30:
         plain.step()
     truth = plain.tokens
-    guessing = Slot(tiny_model, prompt, sampling)
+    guessing = Slot(BareWorker(tiny_model, reference_backend()), prompt, sampling)
 
     def guess(num_right: int, num_wrong: int) -> None:
         at = len(guessing.tokens)
@@ -101,3 +106,37 @@ def test_a_row_brings_the_guesses_that_hold_and_one_token_more(
         guess(num_right, num_wrong)
     assert guessing.tokens == truth[: len(guessing.tokens)]
     assert len(guessing.tokens) == 20
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_recorded_verification_brings_the_same(tiny_model: ResolvedModel, padded: bool, steps: int) -> None:
+    expected = LocalEngine(BareWorker(tiny_model, reference_backend())).run(*repetitive_requests())
+    recorder = CallRecorder()
+    graphs = BucketGraphs(recorder, (4, 16)) if padded else LazyGraphs(recorder)
+    worker = BareWorker(tiny_model, reference_backend(), graphs, speculation=SpeculationLimits(5, 3))
+    ahead = recorder.num_recorded
+    assert ahead == (7 if padded else 0)
+    engine = LocalEngine(worker, max_steps_in_flight=steps, num_draft_tokens=5)
+    answers = engine.run(*repetitive_requests())
+    assert all(answers[name].tokens == expected[name].tokens for name in expected)
+    assert engine.stats.accepted_draft_tokens > 0
+    assert recorder.num_recorded > ahead or padded
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning:triton.*")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")  # of padded tokens: nothing is there to be read
+def test_triton_kernels_verify_as_the_references_do(tiny_model: ResolvedModel) -> None:
+    """Rows and tokens that only fill a bucket change nothing, whatever the memory behind them holds."""
+    truth = Slot(BareWorker(tiny_model, reference_backend()), [5, 9, 4], SAMPLINGS[0])
+    while len(truth.tokens) < 8:
+        truth.step()
+    sizes = replace(BARE_SIZES, max_num_sequences=4, max_total_tokens=128)
+    graphs = BucketGraphs(CallRecorder(), (1,))
+    worker = BareWorker(tiny_model, Backend(CPU, triton=True), graphs, sizes, SpeculationLimits(3, 1))
+    slot = Slot(worker, [5, 9, 4], SAMPLINGS[0])
+    slot.step(truth.tokens[1], 3)
+    slot.step(*truth.tokens[len(slot.tokens) : len(slot.tokens) + 3])
+    slot.step()
+    assert len(slot.tokens) == 8
+    assert slot.tokens == truth.tokens

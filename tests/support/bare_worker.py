@@ -15,6 +15,7 @@ from tokenwire_service.runner.launched_step import LaunchedStep
 from tokenwire_service.runner.model_runner import ModelRunner
 from tokenwire_service.runner.sizing import EngineSizes
 from tokenwire_service.runner.step_graphs import StepGraphs
+from tokenwire_service.runner.verify import SpeculationLimits
 from tokenwire_service.scheduling.output import SchedulerOutput
 from tokenwire_service.weights.resolved import ResolvedModel
 
@@ -32,6 +33,7 @@ class BareWorker:
         backend: Backend,
         graphs: StepGraphs | None = None,
         sizes: EngineSizes = BARE_SIZES,
+        speculation: SpeculationLimits | None = None,
     ) -> None:
         self.sizes = sizes
         self.device = backend.device
@@ -50,7 +52,8 @@ class BareWorker:
         for layer in kv_cache.layers:
             layer.key.fill_(float("nan"))
             layer.value.fill_(float("nan"))
-        self.runner = ModelRunner(decoder.with_positions(sizes.max_total_tokens), kv_cache, sizes, graphs)
+        decoder = decoder.with_positions(sizes.max_total_tokens)
+        self.runner = ModelRunner(decoder, kv_cache, sizes, graphs, speculation)
         self.runner.record()
 
     def launch(self, output: SchedulerOutput) -> LaunchedStep:

@@ -72,12 +72,9 @@ class LaunchedStep:
         self._prompts = prompts
         self._learn_draft = learn_draft
         self._result: StepResult | None = None
+        self.was_asked = False
+        """Whether the result was asked for, with or without success."""
         self._finished: Callable[[float], None] = lambda read_s: None
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the result was asked for."""
-        return self._result is not None
 
     def when_finished(self, finished: Callable[[float], None]) -> None:
         """Called once with the seconds that reading took, after everything arrived."""
@@ -85,6 +82,7 @@ class LaunchedStep:
 
     def result(self) -> StepResult:
         """See PendingStep.result."""
+        self.was_asked = True
         if self._result is None:
             self._result = self._read()
         return self._result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import replace
 from functools import partial
 
@@ -28,6 +27,7 @@ from tokenwire_service.runner.step_graphs import NoGraphs, StepGraphs
 from tokenwire_service.runner.step_rows import StepRows
 from tokenwire_service.runner.timing import Mark, StepTiming
 from tokenwire_service.runner.transfer import Download, upload_all
+from tokenwire_service.runner.verify import SpeculationLimits, VerifyStep
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput
 
 _SCORING_BYTES = 32 << 20
@@ -45,8 +45,15 @@ class ModelRunner:
     """
 
     def __init__(
-        self, decoder: Decoder, kv_cache: KVCache, sizes: EngineSizes, graphs: StepGraphs | None = None
+        self,
+        decoder: Decoder,
+        kv_cache: KVCache,
+        sizes: EngineSizes,
+        graphs: StepGraphs | None = None,
+        speculation: SpeculationLimits | None = None,
     ) -> None:
+        """`graphs`: how steps are recorded; not at all unless given; with guesses, those within `speculation`."""
+        graphs, speculation = graphs or NoGraphs(), speculation or SpeculationLimits(0, 0)
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._sizes = sizes
@@ -54,8 +61,10 @@ class ModelRunner:
         self._state = SlotState(sizes, decoder.spec.vocab_size)
         self._slots = DeviceSlots(self._state.layout, self._device)
         self._sampler = Sampler(self._state.sampling, decoder.backend)
-        self._decode_step = DecodeStep(decoder, kv_cache, self._slots, sizes, graphs or NoGraphs())
-        self._unread: deque[LaunchedStep] = deque()
+        self._decode_step = DecodeStep(decoder, kv_cache, self._slots, sizes, graphs)
+        self._verify_step = VerifyStep(decoder, kv_cache, sizes, graphs, speculation)
+        self._launched: list[LaunchedStep] = []
+        """Steps whose results were not asked for yet."""
         self._last_end: Mark | None = None
         self.last_timing: StepTiming | None = None
         """Of the step whose result was asked for last."""
@@ -63,6 +72,7 @@ class ModelRunner:
     def record(self) -> None:
         """Record what is recorded ahead. Call while no slot is in use and no step in flight."""
         self._decode_step.record()
+        self._verify_step.record()
 
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
@@ -73,20 +83,18 @@ class ModelRunner:
         """
         begun = time.perf_counter()
         writes = self._state.apply(output)
+        if not output.scheduled:
+            self._slots.write(*upload_all(writes.arrays(), self._device))
+            return LaunchedStep(output.step_id, (), None, (), self._state.learn_draft)
         start = Mark(self._device)
         drawn, prompts = self._compute(output.scheduled, writes)
         end = Mark(self._device)
         step = LaunchedStep(output.step_id, output.scheduled, drawn, prompts, self._state.learn_draft)
         step.when_finished(partial(self._time, start, end, time.perf_counter() - begun))
-        while self._unread and self._unread[0].is_read:
-            self._unread.popleft()
-        self._unread.append(step)
+        self._launched = [*(earlier for earlier in self._launched if not earlier.was_asked), step]
         return step
 
     def _compute(self, scheduled: tuple[ScheduledSlot, ...], writes: SlotWrites) -> _Launched:
-        if not scheduled:
-            self._slots.write(*upload_all(writes.arrays(), self._device))
-            return None, ()
         rows = StepRows.of(scheduled)
         self._state.count(rows)
         if rows.only_decodes:
@@ -105,11 +113,15 @@ class ModelRunner:
     def _compute_mixed(self, scheduled: tuple[ScheduledSlot, ...], rows: StepRows, writes: SlotWrites) -> _Launched:
         decoder, draws = self._decoder, Draws.of(rows)
         batch = build_forward_batch(rows, draws, writes, self._state, self._slots, self._sizes.block_size)
-        hidden = decoder.forward(batch.input_ids, batch.positions, batch.attention, self._kv_cache.layers)
-        prompts = self._score_prompts(scheduled, rows, hidden) if rows.scores_prompt else ()
-        if not len(draws.slots):
-            return None, prompts
-        logits = decoder.logits(gather_rows(hidden, batch.drawn_tokens, decoder.backend))
+        prompts: tuple[PromptScores, ...] = ()
+        if self._verify_step.takes(rows):
+            logits = self._verify_step.forward(batch)
+        else:
+            hidden = decoder.forward(batch.input_ids, batch.positions, batch.attention, self._kv_cache.layers)
+            prompts = self._score_prompts(scheduled, rows, hidden) if rows.scores_prompt else ()
+            if not len(draws.slots):
+                return None, prompts
+            logits = decoder.logits(gather_rows(hidden, batch.drawn_tokens, decoder.backend))
         needs = self._state.sampling.needs_at(draws.slots, draws.positions)
         drawn = self._draw(logits, draws.slots, draws.positions, needs, batch.draws)
         owners = tuple(self._state.sampling[slot] for slot in rows.slots[rows.num_drafts > 0].tolist())
@@ -132,8 +144,9 @@ class ModelRunner:
 
     def _read_all(self) -> None:
         """Count what every step before this one drew."""
-        while self._unread:
-            self._unread.popleft().result()
+        for step in self._launched:
+            if not step.was_asked:
+                step.result()
 
     def _score_prompts(
         self, scheduled: tuple[ScheduledSlot, ...], rows: StepRows, hidden: Tensor

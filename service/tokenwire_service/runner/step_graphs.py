@@ -79,23 +79,21 @@ class LazyGraphs:
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
-        elif self._recorder is not None:
-            graph = self._record(self._recorder, key, work)
-        if graph is None:
-            work()
-        else:
             graph.replay()
+        elif self._recorder is None or not self._record(self._recorder, key, work):
+            work()
 
-    def _record(self, recorder: GraphRecorder, key: Hashable, work: Callable[[], None]) -> Graph | None:
+    def _record(self, recorder: GraphRecorder, key: Hashable, work: Callable[[], None]) -> bool:
+        """Whether it could be; the work is done then."""
         try:
-            graph = self._graphs[key] = recorder.record(work)
+            self._graphs[key] = recorder.record(work)
         except ValueError as error:
             _LOG.info("decode steps are not recorded: %s", error)
             self._recorder = None
-            return None
+            return False
         if len(self._graphs) > self._max_graphs:
             self._graphs.popitem(last=False)
-        return graph
+        return True
 
 
 def bucket_sizes(max_rows: int) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from tokenwire_service.runner.model_runner import ModelRunner
 from tokenwire_service.runner.sizing import check_flags, choose_sizes
 from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs, NoGraphs, StepGraphs, bucket_sizes
 from tokenwire_service.runner.timing import StepTiming
+from tokenwire_service.runner.verify import SpeculationLimits
 from tokenwire_service.runner.warm_up import warm_up
 from tokenwire_service.scheduling.output import SchedulerOutput
 from tokenwire_service.weights.progress import Progress
@@ -80,7 +81,13 @@ class Worker:
         self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_memory_bytes(self.device))
         """What the scheduler must work within."""
         self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
-        self._runner = ModelRunner(self._decoder, self._make_kv_cache(kv_dtype), self.sizes, self._choose_graphs())
+        self._runner = ModelRunner(
+            self._decoder,
+            self._make_kv_cache(kv_dtype),
+            self.sizes,
+            self._choose_graphs(),
+            SpeculationLimits(config.speculate, min(config.speculate_max_batch, self.sizes.max_num_sequences)),
+        )
         warm_up(self._runner, self.sizes, on_gpu=self.device.type == "cuda")
 
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
