@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import fcntl
+import hashlib
 import json
 import sys
 import time
@@ -65,30 +66,35 @@ class Peers:
             measured = measure(contender, worker, setup, workload, self._prompts)
         kept = {
             "contender": contender.name,
-            "workload": self._workload.to_json(),
-            "threads": self._given.threads,
-            "cpu": record.machine()["cpu"],
+            **self._work,
             "commit": record.commit(),
             "finished": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
             **measured,
         }
-        path = _rows_path(contender)
+        path = self._rows_path(contender)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(kept, indent=2) + "\n")
         return kept
 
     def kept(self, contender: Contender) -> dict[str, Any] | None:
         """The rows of an earlier run of the same work on the same processor."""
-        path = _rows_path(contender)
-        if not path.exists():
-            return None
-        rows: dict[str, Any] = json.loads(path.read_text())
-        same = {
-            "workload": json.loads(json.dumps(self._workload.to_json())),
+        path = self._rows_path(contender)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def _work(self) -> dict[str, Any]:
+        """What must be the same for rows to be used again."""
+        return {
+            "model": self._given.model_id,
+            "workload": self._workload.to_json(),
             "threads": self._given.threads,
             "cpu": record.machine()["cpu"],
         }
-        return rows if all(rows[name] == value for name, value in same.items()) else None
+
+    def _rows_path(self, contender: Contender) -> Path:
+        """Another directory for other work: a trial run takes nothing from a long one."""
+        digest = hashlib.sha256(json.dumps(self._work, sort_keys=True).encode()).hexdigest()[:12]
+        return _WORK / "rows" / digest / f"{contender.name}.json"
 
     def _python(self, contender: Contender) -> Path:
         if not contender.venv:
@@ -115,10 +121,6 @@ def _prompt_maker(models: PeerModels) -> MakePrompts:
         return make_prompts(lambda text: tokenizer.encode(text, add_special_tokens=False), num, length, offset)
 
     return make
-
-
-def _rows_path(contender: Contender) -> Path:
-    return _WORK / "rows" / f"{contender.name}.json"
 
 
 @contextmanager
