@@ -14,6 +14,7 @@ from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
 from tokenwire_service.errors import ConfigError
 from tokenwire_service.kernels.backend import reference_backend
+from tokenwire_service.layers.rotary import RopeScaling, RopeSpec, Rotary, RotaryTable
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
@@ -26,6 +27,7 @@ from tokenwire_service.runner.sizing import EngineSizes, check_flags, choose_siz
 from tokenwire_service.runner.slots import SlotState
 from tokenwire_service.runner.step_rows import StepRows
 from tokenwire_service.runner.token_counts import TokenCounts
+from tokenwire_service.runner.transfer import upload_all
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
 from tokenwire_service.weights.progress import SilentProgress
@@ -198,6 +200,27 @@ def test_the_device_has_the_sampling_parameters_to_the_bit() -> None:
     assert columns.min_p[:2].tolist() == np.array([0.0, 0.1], np.float32).tolist()
     assert columns.top_k[:2].tolist() == [3, 1000]
     assert columns.seed[:2].tolist() == [-(2**40) - 3, -1]
+
+
+def test_parts_of_one_upload_are_aligned_and_keep_their_values() -> None:
+    arrays = [np.arange(length, dtype=np.int64) - 3 for length in (5, 0, 1, 8, 3)]
+    parts = upload_all(arrays, CPU)
+    assert [part.tolist() for part in parts] == [array.tolist() for array in arrays]
+    assert len({part.data_ptr() % 16 for part in parts if len(part)}) == 1
+    assert {part.dtype for part in parts} == {torch.int32}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [None, RopeScaling("dynamic", 2.0, 50), RopeScaling("llama3", 8.0, 64), RopeScaling("yarn", 4.0, 64)],
+    ids=lambda scaling: scaling.kind if scaling else "plain",
+)
+def test_rotations_looked_up_are_those_computed(scaling: RopeScaling | None) -> None:
+    rotary = Rotary(RopeSpec(10000.0, 8, scaling=scaling), CPU)
+    table = RotaryTable(rotary, 8300, reference_backend())
+    positions = torch.tensor([0, 1, 49, 50, 51, 8191, 8192, 8299, 7])
+    # The last bits of a frequency depend on how many are computed at once.
+    torch.testing.assert_close(table(positions), rotary(positions), atol=2e-3, rtol=0)
 
 
 def test_counts_match_a_counter() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tokenwire_service.core.events import TokenLogprob
 from tokenwire_service.runner.logprobs import TokenScores
 from tokenwire_service.runner.sampling_rows import SlotSampling
+from tokenwire_service.runner.timing import Mark
 from tokenwire_service.runner.token_counts import TokenCounts
 from tokenwire_service.runner.transfer import Download
 from tokenwire_service.scheduling.output import ScheduledSlot, SlotResult, StepResult
@@ -64,12 +65,16 @@ class LaunchedStep:
         scheduled: Sequence[ScheduledSlot],
         drawn: DrawnTokens | None,
         prompts: Sequence[PromptScores],
+        end: Mark,
         learn_draft: LearnDraft,
     ) -> None:
+        """`end`: the last of the step's work on the device. Results wait for it even where there is nothing to read, so
+        that there are never more steps queued on the device than are counted as being in flight."""
         self._step_id = step_id
         self._scheduled = scheduled
         self._drawn = drawn
         self._prompts = prompts
+        self._end = end
         self._learn_draft = learn_draft
         self._result: StepResult | None = None
         self.was_asked = False
@@ -77,7 +82,7 @@ class LaunchedStep:
         self._finished: Callable[[float], None] = lambda read_s: None
 
     def when_finished(self, finished: Callable[[float], None]) -> None:
-        """Called once with the seconds that reading took, after everything arrived."""
+        """Called once with the seconds that reading took, the wait left out."""
         self._finished = finished
 
     def result(self) -> StepResult:
@@ -88,11 +93,11 @@ class LaunchedStep:
         return self._result
 
     def _read(self) -> StepResult:
-        parts = [] if self._drawn is None else self._drawn.download.read()
+        self._end.wait()
         begun = time.perf_counter()
         results = {scores.row: scores.read(self._scheduled[scores.row].slot) for scores in self._prompts}
         if self._drawn is not None:
-            token_ids, valid = (part.tolist() for part in parts)
+            token_ids, valid = (part.tolist() for part in self._drawn.download.read())
             for row, drawn in self._rows_drawn(self._drawn, token_ids, valid):
                 results[row] = _merge(results[row], drawn) if row in results else drawn
         self._finished(time.perf_counter() - begun)

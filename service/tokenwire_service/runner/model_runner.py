@@ -84,31 +84,30 @@ class ModelRunner:
         begun = time.perf_counter()
         writes = self._state.apply(output)
         if not output.scheduled:
-            self._slots.write(*upload_all(writes.arrays(), self._device))
-            return LaunchedStep(output.step_id, (), None, (), self._state.learn_draft)
+            if writes:
+                self._slots.write(*upload_all(writes.arrays(), self._device))
+            return LaunchedStep(output.step_id, (), None, (), Mark(self._device), self._state.learn_draft)
+        rows = StepRows.of(output.scheduled)
+        self._state.count(rows)
         start = Mark(self._device)
-        drawn, prompts = self._compute(output.scheduled, writes)
+        if rows.only_decodes:
+            drawn, prompts = self._compute_decodes(rows, writes)
+        else:
+            drawn, prompts = self._compute_mixed(output.scheduled, rows, writes)
         end = Mark(self._device)
-        step = LaunchedStep(output.step_id, output.scheduled, drawn, prompts, self._state.learn_draft)
+        step = LaunchedStep(output.step_id, output.scheduled, drawn, prompts, end, self._state.learn_draft)
         step.when_finished(partial(self._time, start, end, time.perf_counter() - begun))
         self._launched = [*(earlier for earlier in self._launched if not earlier.was_asked), step]
         return step
 
-    def _compute(self, scheduled: tuple[ScheduledSlot, ...], writes: SlotWrites) -> _Launched:
-        rows = StepRows.of(scheduled)
-        self._state.count(rows)
-        if rows.only_decodes:
-            return self._compute_decodes(rows, writes), ()
-        return self._compute_mixed(scheduled, rows, writes)
-
-    def _compute_decodes(self, rows: StepRows, writes: SlotWrites) -> DrawnTokens:
+    def _compute_decodes(self, rows: StepRows, writes: SlotWrites) -> _Launched:
         step = self._decode_step
         step.load(rows.slots, writes)
         logits = step.forward()
         needs = self._state.sampling.needs_at(rows.slots, rows.ends)
         if step.draws_on_device and not (needs & int(Need.beyond_columns())).any():
-            return DrawnTokens(Download(step.draw()))
-        return self._draw(logits, rows.slots, rows.ends, needs, step.draws())
+            return DrawnTokens(Download(step.draw())), ()
+        return self._draw(logits, rows.slots, rows.ends, needs, step.draws()), ()
 
     def _compute_mixed(self, scheduled: tuple[ScheduledSlot, ...], rows: StepRows, writes: SlotWrites) -> _Launched:
         decoder, draws = self._decoder, Draws.of(rows)

@@ -32,8 +32,13 @@ class Mark:
         else:
             self._time = time.perf_counter()
 
+    def wait(self) -> None:
+        """Until the device has reached it."""
+        if self._event is not None:
+            self._event.synchronize()
+
     def seconds_to(self, later: Mark) -> float:
-        """Both must have been reached."""
+        """Both have been reached."""
         if self._event is not None and later._event is not None:
             return float(self._event.elapsed_time(later._event)) / 1000.0
         return later._time - self._time
