@@ -36,28 +36,26 @@ static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
 
-#if defined(__clang__) || __GNUC__ >= 12
-#define TW_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-typedef int32_t QuadIndex __attribute__((vector_size(4 * sizeof(int32_t))));
-#define TW_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, QuadIndex{i, j, k, l})
-#endif
-
-// Sum of the four-lane parts of a vector.
-static inline Quad fold(Vec v) {
-    Quad part[kLanes / 4];
-    std::memcpy(part, &v, sizeof v);
-    for (int width = kLanes / 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) part[i] += part[i + width];
-    return part[0];
-}
-
 // The sums of four vectors' lanes.
 static inline Quad sum_lanes(Vec a, Vec b, Vec c, Vec d) {
-    const Quad qa = fold(a), qb = fold(b), qc = fold(c), qd = fold(d);
-    const Quad ab = TW_SHUFFLE(qa, qb, 0, 4, 2, 6) + TW_SHUFFLE(qa, qb, 1, 5, 3, 7);
-    const Quad cd = TW_SHUFFLE(qc, qd, 0, 4, 2, 6) + TW_SHUFFLE(qc, qd, 1, 5, 3, 7);
-    return TW_SHUFFLE(ab, cd, 0, 1, 4, 5) + TW_SHUFFLE(ab, cd, 2, 3, 6, 7);
+#if defined(__AVX512F__)
+    const __m512 ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+    const __m512 cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+    const __m512 low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
+    const __m512 sums = low + high;  // of each 128 bits
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums), 1));
+    const __m256 half = _mm512_castps512_ps256(sums) + upper;
+    return reinterpret_cast<Quad>(_mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+#elif defined(__AVX__)
+    const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return reinterpret_cast<Quad>(_mm256_castps256_ps128(sums) + _mm256_extractf128_ps(sums, 1));
+#else
+    const Vec parts[4] = {a, b, c, d};
+    Quad sums = {};
+    for (int i = 0; i < 4; ++i)
+        for (int lane = 0; lane < kLanes; ++lane) sums[i] += parts[i][lane];
+    return sums;
+#endif
 }
 
 // What the threads of one run share.

@@ -31,7 +31,7 @@ struct Left {
 template <class T>
 inline void fetch(const T* row, int64_t count) {
     if (row == nullptr) return;
-    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i);
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i, 0, 2);
 }
 
 // c[R, C vectors] (+)= a[R, depth] b[depth, C vectors]
@@ -99,11 +99,16 @@ void dot_rows(const float* q, int64_t ldq, const Matrix<T>& k, int64_t keys, flo
                 for (int i = 0; i < 4; ++i) acc[r][i] += row * part[i];
             }
         }
+        const int64_t count = keys - j;
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             Quad sums = sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
             for (int64_t d = whole; d < head_dim; ++d)
                 for (int i = 0; i < 4; ++i) sums[i] += q[r * ldq + d] * to_float(key[i][d]);
-            std::memcpy(scores + r * kTileKeys + j, &sums, std::min<int64_t>(4, keys - j) * sizeof(float));
+            if (count >= 4)
+                std::memcpy(scores + r * kTileKeys + j, &sums, sizeof sums);
+            else
+                std::memcpy(scores + r * kTileKeys + j, &sums, count * sizeof(float));
         }
     }
 }
