@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
@@ -251,3 +253,61 @@ def download(
         from tokenwire_service.app.main import download_model
 
         typer.echo(download_model(config, os.environ))
+
+
+@app.command()
+def bench(
+    target: Annotated[
+        str, typer.Option(help="HOST:PORT of a gRPC server, or http(s):// of any server with OpenAI's REST.")
+    ] = "localhost:50051",
+    api: Annotated[Literal["completions", "chat"], typer.Option(help="What to ask for.")] = "completions",
+    model: Annotated[str, typer.Option(help="As the server names it; empty takes its own.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="API_KEY", help="Bearer token.", show_default=False)] = "",
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS to a gRPC server.")] = False,
+    tls_ca_path: Annotated[str, typer.Option(help="PEM certificates to trust; the system's when empty.")] = "",
+    rate: Annotated[
+        str,
+        typer.Option(help="Requests a second, Poisson arrivals; several with commas between, run in turn. 1 if unset."),
+    ] = "",
+    concurrency: Annotated[
+        str, typer.Option(help="Instead of --rate: always this many requests at once; several with commas between.")
+    ] = "",
+    workload: Annotated[
+        Literal["sharegpt-like", "fixed", "shared-prefix"], typer.Option(help="Which prompts, and how long answers.")
+    ] = "sharegpt-like",
+    prompt_tokens: Annotated[
+        int, typer.Option(help="Prompt tokens, shared prefix aside; the mean of sharegpt-like.")
+    ] = 160,
+    output_tokens: Annotated[int, typer.Option(help="Tokens of an answer; the mean of sharegpt-like.")] = 128,
+    prefix_tokens: Annotated[int, typer.Option(help="Of shared-prefix: tokens that prompts begin with.")] = 1000,
+    prefix_share: Annotated[float, typer.Option(help="Of shared-prefix: share of requests that begin so.")] = 0.9,
+    duration: Annotated[float, typer.Option(help="Seconds during which requests begin, for each load.")] = 30.0,
+    requests: Annotated[int, typer.Option(help="Requests for each load at most; 0 leaves it to --duration.")] = 0,
+    slo_ttft_ms: Annotated[float, typer.Option(help="Good requests have a first token in this time.")] = math.inf,
+    slo_itl_ms: Annotated[float, typer.Option(help="Good requests take this long for a token on average.")] = math.inf,
+    ignore_eos: Annotated[
+        bool, typer.Option(help="Generate to the full length, whatever the model would end with.")
+    ] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same requests at the same times.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write charts to this SVG file.", show_default=False)] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.", show_default=False)] = None,
+) -> None:
+    """Put load on a running server, and show latencies, throughput and goodput."""
+    from tokenwire_service.bench_command.settings import Endpoint, Settings, Slo, Workload, loads_of
+
+    with reported():
+        settings = Settings(
+            Endpoint(target, api, model, api_key, tls, tls_ca_path, timeout),
+            Workload(workload, prompt_tokens, output_tokens, prefix_tokens, prefix_share, seed),
+            loads_of(rate, concurrency),
+            Slo(slo_ttft_ms / 1000, slo_itl_ms / 1000),
+            duration,
+            requests,
+            ignore_eos,
+        ).validate()
+        # gRPC's C core would write to stderr past us.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from tokenwire_service.bench_command.command import run_bench
+
+        raise typer.Exit(run_bench(settings, plot, json))

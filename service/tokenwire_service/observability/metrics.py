@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from tokenwire_service.core.events import EngineStats
 from tokenwire_service.engine.client import EngineState
@@ -89,7 +88,7 @@ class TokenHistogram(Collector):
 
     def collect(self) -> Iterator[Metric]:
         totals = accumulate(self._counts)
-        labels = [*(floatToGoString(bound) for bound in self._bounds), "+Inf"]
+        labels = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         rows = list(zip(labels, totals, strict=True))
         yield HistogramMetricFamily(self._name, self._help, buckets=rows, sum_value=self._sum)
 

@@ -6,11 +6,13 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tokenwire_service.core.events import EngineStats
 from tokenwire_service.engine.client import EngineState
 from tokenwire_service.errors import StartupError
+from tokenwire_service.observability.metrics import TokenHistogram
 from tokenwire_service.observability.metrics_server import MetricsServer
 from tokenwire_service.observability.recorder import Recorder
 from tokenwire_service.observability.telemetry import NullTelemetry, RequestTelemetry, Telemetry
@@ -222,3 +224,22 @@ def test_the_null_telemetry_takes_everything() -> None:
     call.tokens(1)
     call.completed(["stop"], 1, 0, 1, 0.0, 0.0, 0)
     call.ended("OK")
+
+
+def test_a_histogram_of_tokens_reads_like_the_librarys() -> None:
+    bounds, values = (0.0025, 0.1, 2.5), (0.0, 0.0025, 0.0026, 0.1, 2.0, 9.0)
+    registry, reference = CollectorRegistry(), CollectorRegistry()
+    ours, theirs = (
+        TokenHistogram("a_seconds", "Time.", bounds),
+        Histogram("a_seconds", "Time.", buckets=bounds, registry=reference),
+    )
+    registry.register(ours)
+    for value in values:
+        ours.observe(value, 3)
+        for _ in range(3):
+            theirs.observe(value)
+
+    def lines(page: bytes) -> list[str]:
+        return [line for line in page.decode().splitlines() if "_created" not in line]
+
+    assert lines(generate_latest(registry)) == lines(generate_latest(reference))

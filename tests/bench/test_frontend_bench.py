@@ -1,0 +1,94 @@
+"""The frontend's benchmark: an engine that computes nothing, a client that parses nothing, and the count between."""
+
+import asyncio
+import os
+import sys
+
+import grpc
+import pytest
+
+from bench import bare_server, frontend
+from bench.mock_engine import MockEngine
+from bench.wire_client import Tally, WireStream
+from tests.support.fake_engine import FakeEngine, FakeStream
+from tests.support.rpc import open_door, prompt
+from tokenwire.engine.v1alpha import engine_pb2 as pb
+from tokenwire_service.core.events import Admitted, Completed, FinishReason, TokensGenerated
+from tokenwire_service.engine.event_codec import events_from_pb
+
+
+def submission(key: int, max_tokens: int) -> pb.Submission:
+    return pb.Submission(key=key, prompt_token_ids=[1, 2, 3], stopping=pb.Stopping(max_tokens=max_tokens))
+
+
+def test_every_running_request_gets_a_token_a_step() -> None:
+    engine = MockEngine()
+    assert engine.step() is None
+    assert engine.take(pb.FrontendMessage(submissions=[submission(7, 2), submission(8, 9)]))
+    steps = []
+    for _ in range(2):
+        message = engine.step()
+        assert message is not None
+        steps.append([event for _, event in events_from_pb(message.step, {7: "seven", 8: "eight"})])
+    first, second = steps
+    assert [(type(event), event.request_id) for event in first] == [
+        (Admitted, "seven"),
+        (Admitted, "eight"),
+        (TokensGenerated, "seven"),
+        (TokensGenerated, "eight"),
+    ]
+    ended = [event for event in second if event.request_id == "seven"]
+    assert isinstance(ended[0], TokensGenerated)
+    assert ended[0].finish is not None
+    assert ended[0].finish.reason is FinishReason.MAX_TOKENS
+    assert isinstance(ended[1], Completed)
+    assert (ended[1].prompt_tokens, ended[1].completion_tokens) == (3, 2)
+    assert engine.take(pb.FrontendMessage(closed_keys=[8]))
+    assert engine.step() is None
+    assert not engine.take(pb.FrontendMessage(stop=True))
+
+
+async def test_the_wire_client_counts_the_messages_of_a_real_server() -> None:
+    async def talk(stream: FakeStream) -> None:
+        stream.admit()
+        for _ in range(20):
+            stream.tokens(b"a")
+            await asyncio.sleep(0.002)
+        stream.tokens(b"b", finish=FinishReason.MAX_TOKENS)
+
+    async with open_door(FakeEngine(talk)) as door:
+        tally, loop = Tally(), asyncio.get_running_loop()
+        method, request = frontend.GENERATE_STREAM, prompt().SerializeToString()
+        transport, _ = await loop.create_connection(
+            lambda: WireStream(method, request, tally), "127.0.0.1", door.server.port
+        )
+        await tally.ended.wait()
+        call = door.generation.GenerateStream(prompt())
+        events = 0
+        while await call.read() is not grpc.aio.EOF:
+            events += 1
+        transport.close()
+    # Started, an end, completed, and deltas that may come merged.
+    assert 4 <= tally.messages <= 24
+    assert abs(tally.messages - events) < 20
+
+
+def test_cpu_time_of_a_process_grows_with_its_work() -> None:
+    before = frontend.cpu_seconds(os.getpid())
+    sum(range(2_000_000))
+    assert frontend.cpu_seconds(os.getpid()) > before
+
+
+def test_the_cost_of_grpc_alone_is_a_figure() -> None:
+    load = frontend.Load(streams=2, step_ms=5.0, seconds=0.5)
+    row = next(iter(frontend.run(load, with_rest=False)))
+    assert row["path"] == "grpc.aio alone"
+    assert row["tokens_per_s"] > 20
+    assert 1 < row["server_us_per_token"] < 100_000
+
+
+@pytest.mark.parametrize("module", [bare_server.__name__, "bench.frontend", "bench.serving"])
+async def test_what_runs_as_a_command_imports(module: str) -> None:
+    code = f"import {module}"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await process.wait() == 0
