@@ -99,6 +99,11 @@ class _Tape:
 class _NativeOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets views pass and refuses everything else: torch's own work would be missing from the recording."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Skipping it would import it: seconds and 75 MB, for a compiler that is not used."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

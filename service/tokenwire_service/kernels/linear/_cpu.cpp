@@ -17,14 +17,15 @@ struct Args {
     int64_t rows, out_features, in_features;
 };
 
-// One panel's outputs for R rows.
+// One panel's outputs for R rows. `next` is the panel that comes after it, or null.
 template <int R, class W>
-void block(const Args& args, const W* panel, int64_t row, int64_t column) {
+void block(const Args& args, const W* panel, const W* next, int64_t row, int64_t column) {
     Vec sum[R][kPanelVecs] = {};
     const float* x = args.x + row * args.in_features;
     for (int64_t k = 0; k < args.in_features; ++k) {
         Vec weight[kPanelVecs];
         for (int i = 0; i < kPanelVecs; ++i) weight[i] = widen(panel + k * kPanel + i * kLanes);
+        if (next != nullptr) fetch(next + k * kPanel);
         for (int r = 0; r < R; ++r) {
             const Vec factor = Vec{} + x[r * args.in_features + k];
             for (int i = 0; i < kPanelVecs; ++i) sum[r][i] += factor * weight[i];
@@ -40,17 +41,17 @@ void block(const Args& args, const W* panel, int64_t row, int64_t column) {
 }
 
 template <class W, int R = kRows>
-void some_rows(const Args& args, const W* panel, int64_t row, int64_t count, int64_t column) {
-    if (count == R) return block<R, W>(args, panel, row, column);
-    if constexpr (R > 1) some_rows<W, R - 1>(args, panel, row, count, column);
+void some_rows(const Args& args, const W* panel, const W* next, int64_t row, int64_t count, int64_t column) {
+    if (count == R) return block<R, W>(args, panel, next, row, column);
+    if constexpr (R > 1) some_rows<W, R - 1>(args, panel, next, row, count, column);
 }
 
 template <class W>
-void blocks_of_rows(const Args& args, const W* panel, int64_t first, int64_t end, int64_t column) {
+void blocks_of_rows(const Args& args, const W* panel, const W* next, int64_t first, int64_t end, int64_t column) {
     const int64_t blocks = (end - first + kRows - 1) / kRows;
     for (int64_t i = 0; i < blocks; ++i) {  // blocks of equal height: a last one of a single row would be slow
         const int64_t from = first + (end - first) * i / blocks, to = first + (end - first) * (i + 1) / blocks;
-        some_rows<W>(args, panel, from, to - from, column);
+        some_rows<W>(args, panel, i + 1 == blocks ? next : nullptr, from, to - from, column);
     }
 }
 
@@ -72,9 +73,10 @@ void multiply(const Args& args, const Run& run) {
         const W* weight = static_cast<const W*>(args.weight) + panel * kPanel * args.in_features;
         const int64_t first = args.rows * part / split.row_parts, end = args.rows * (part + 1) / split.row_parts;
         if (sizeof(W) < sizeof(float) && end - first >= kManyRows)
-            blocks_of_rows(args, widened(weight, args.in_features), first, end, panel * kPanel);
+            blocks_of_rows<float>(args, widened(weight, args.in_features), nullptr, first, end, panel * kPanel);
         else
-            blocks_of_rows(args, weight, first, end, panel * kPanel);
+            blocks_of_rows(args, weight, panel + 1 < split.panels ? weight + kPanel * args.in_features : nullptr, first,
+                           end, panel * kPanel);
     }
 }
 

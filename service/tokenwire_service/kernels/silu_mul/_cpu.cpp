@@ -22,7 +22,11 @@ extern "C" void tw_silu_mul(const Args* args, tw::Run*) {
         const float* gate = args->gate_up + t * 2 * width;
         const float* up = gate + width;
         float* row = args->out + t * width;
-#pragma omp simd
-        for (int64_t i = begin; i < end; ++i) row[i] = gate[i] / (1.0f + tw::exp_clamped(-gate[i])) * up[i];
+        int64_t i = begin;
+        for (; i + tw::kLanes <= end; i += tw::kLanes) {
+            const tw::Vec g = tw::load(gate + i);
+            tw::store(row + i, g / (1.0f + tw::exp_clamped(-g)) * tw::load(up + i));
+        }
+        for (; i < end; ++i) row[i] = gate[i] / (1.0f + tw::exp_clamped(-gate[i])) * up[i];
     }
 }
