@@ -106,9 +106,9 @@ def test_a_flat_batch_says_the_same_as_its_tokens_one_by_one(seed: int) -> None:
             assert batch.attention.slot_mapping[at] == blocks[position // 16] * 16 + position % 16
             at += 1
     assert batch.attention.query_start_loc[-1] == at == len(batch.input_ids)
-    assert draws.rows.tolist() == [number for number, row in enumerate(rows) if row.samples]
+    assert draws.per_row.tolist() == [int(row.samples) for row in rows]
     last_tokens = (batch.attention.query_start_loc[1:] - 1).tolist()
-    assert batch.drawn_tokens.tolist() == [last_tokens[number] for number in draws.rows]
+    assert batch.kept.tokens.tolist() == [last_tokens[number] for number, row in enumerate(rows) if row.samples]
     assert batch.draws.positions.tolist() == [len(contents[slot][0]) for slot in draws.slots.tolist()]
     assert batch.attention.max_query_len == max(row.num_tokens for row in rows)
 
@@ -124,8 +124,8 @@ def test_a_row_with_a_draft_draws_at_each_of_its_tokens() -> None:
     slots.apply(plan(*rows))
     batch, draws = slots.batch(*rows)
     assert batch.input_ids.tolist() == [7, 70, 71, 8, 1]
-    assert draws.rows.tolist() == [0, 0, 0, 1]
-    assert batch.drawn_tokens.tolist() == [0, 1, 2, 3]
+    assert draws.per_row.tolist() == [3, 1, 0]
+    assert batch.kept.tokens.tolist() == [0, 1, 2, 3]
     assert batch.draws.slots.tolist() == [4, 4, 4, 2]
     assert batch.draws.positions.tolist() == [3, 4, 5, 1]
     assert batch.draws.appended.tolist() == [-1, -1, -1, 2]

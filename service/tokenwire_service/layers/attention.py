@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels.gather_rows import gather_rows
 from tokenwire_service.kernels.paged_attention import AttentionOptions, paged_attention
 from tokenwire_service.kernels.qk_norm_rope_store import qk_norm_rope_store
-from tokenwire_service.layers.batch import AttentionBatch, LayerKV
+from tokenwire_service.layers.batch import AttentionBatch, KeptTokens, LayerKV
 from tokenwire_service.layers.linear import ColumnParallelLinear, RowParallelLinear
 
 
@@ -36,10 +37,30 @@ class Attention:
     options: AttentionOptions
     backend: Backend
 
-    def __call__(self, x: Tensor, cos_sin: Tensor, batch: AttentionBatch, kv: LayerKV) -> Tensor:
-        """x [T, E], cos_sin [T, R] → [T, E]; writes the T new keys and values into kv."""
+    def __call__(
+        self, x: Tensor, cos_sin: Tensor, batch: AttentionBatch, kv: LayerKV, kept: KeptTokens | None = None
+    ) -> Tensor:
+        """x [T, E], cos_sin [T, R] → [T, E], or only the kept tokens' part of it; writes the T new keys and values into
+        kv."""
+        q = self.store(x, cos_sin, batch, kv)
+        if kept is not None:
+            q = gather_rows(q.flatten(1), kept.tokens, self.backend).view(-1, *q.shape[1:])
+        mixed = paged_attention(
+            q,
+            kv.key,
+            kv.value,
+            batch.query_start_loc if kept is None else kept.query_start_loc,
+            batch.seq_lens,
+            batch.block_tables,
+            options=self.options,
+            backend=self.backend,
+        )
+        return self.output(mixed.flatten(1))
+
+    def store(self, x: Tensor, cos_sin: Tensor, batch: AttentionBatch, kv: LayerKV) -> Tensor:
+        """Writes the T new keys and values into kv and returns the queries [T, H, D]."""
         norm = self.head_norm
-        q = qk_norm_rope_store(
+        return qk_norm_rope_store(
             self.qkv(x),
             cos_sin if self.rotated else None,
             batch.slot_mapping,
@@ -52,14 +73,3 @@ class Attention:
             eps=norm.eps if norm else 0.0,
             backend=self.backend,
         )
-        mixed = paged_attention(
-            q,
-            kv.key,
-            kv.value,
-            batch.query_start_loc,
-            batch.seq_lens,
-            batch.block_tables,
-            options=self.options,
-            backend=self.backend,
-        )
-        return self.output(mixed.flatten(1))

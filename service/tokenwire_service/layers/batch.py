@@ -25,6 +25,17 @@ class AttentionBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptTokens:
+    """The tokens of a batch whose final hidden states somebody wants: the last few of each row, or none of it. The last
+    layer computes nothing else for the others but their keys and values."""
+
+    tokens: Tensor
+    """int64 [R]: packed tokens, ascending."""
+    query_start_loc: Tensor
+    """int32 [S + 1]: where each row's begin among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerKV:
     """One layer's blocks: key and value, each [N, K, B, D], so that one block of one head is contiguous."""
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from tokenwire_service.kernels.backend import Backend
+from tokenwire_service.kernels.gather_rows import gather_rows
 from tokenwire_service.layers.attention import Attention
-from tokenwire_service.layers.batch import AttentionBatch, LayerKV
+from tokenwire_service.layers.batch import AttentionBatch, KeptTokens, LayerKV
 from tokenwire_service.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from tokenwire_service.layers.mlp import GatedMLP
 from tokenwire_service.layers.norm import AddRMSNorm
@@ -33,6 +34,20 @@ class DecoderLayer:
         delta = self.attention(self.attention_norm(residual, delta), cos_sin, batch, kv)
         return self.mlp(self.mlp_norm(residual, delta))
 
+    def for_kept(
+        self,
+        residual: Tensor,
+        delta: Tensor | None,
+        cos_sin: Tensor,
+        batch: AttentionBatch,
+        kv: LayerKV,
+        kept: KeptTokens,
+    ) -> tuple[Tensor, Tensor]:
+        """The same for the kept tokens alone → their residual and delta, [R, E] each."""
+        delta = self.attention(self.attention_norm(residual, delta), cos_sin, batch, kv, kept)
+        residual = gather_rows(residual, kept.tokens, self.mlp.backend)
+        return residual, self.mlp(self.mlp_norm(residual, delta))
+
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
@@ -49,17 +64,31 @@ class Decoder:
     norm: AddRMSNorm
     head: VocabParallelHead
 
-    def forward(self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: Sequence[LayerKV]) -> Tensor:
-        """input_ids and positions int64 [T] → hidden [T, E] after the final norm; kv has one entry per layer.
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        kv: Sequence[LayerKV],
+        kept: KeptTokens | None = None,
+    ) -> Tensor:
+        """input_ids and positions int64 [T] → hidden [T, E] after the final norm, or [R, E] of the kept tokens; kv has
+        one entry per layer.
 
         Writes the keys and values of all T tokens into kv. Call under torch.inference_mode().
         """
         cos_sin = self.rotary(positions)
         residual = self.embedding(input_ids)
         delta: Tensor | None = None
-        for layer, layer_kv in zip(self.layers, kv, strict=True):
+        for layer, layer_kv in zip(self.layers[:-1], kv[:-1], strict=True):
             delta = layer(residual, delta, cos_sin, batch, layer_kv)
-        return self.norm(residual, delta)
+        last = self.layers[-1]
+        if kept is None:
+            return self.norm(residual, last(residual, delta, cos_sin, batch, kv[-1]))
+        if not len(kept.tokens):
+            last.attention.store(last.attention_norm(residual, delta), cos_sin, batch, kv[-1])
+            return residual[:0]
+        return self.norm(*last.for_kept(residual, delta, cos_sin, batch, kv[-1], kept))
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden [R, E], rows of what `forward` returned → float32 [R, V], written into `out` when that is given."""

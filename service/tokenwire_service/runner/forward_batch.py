@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwire_service.layers.batch import AttentionBatch
+from tokenwire_service.layers.batch import AttentionBatch, KeptTokens
 from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
 from tokenwire_service.runner.slots import SlotState
 from tokenwire_service.runner.step_rows import StepRows
@@ -20,8 +20,8 @@ from tokenwire_service.runner.transfer import upload_all
 class Draws:
     """The tokens a step draws, on the host."""
 
-    rows: NDArray[np.int64]
-    """[R]: row of the batch; a row with a draft draws at each of its tokens."""
+    per_row: NDArray[np.int64]
+    """[S]: how many of them each row draws; a row with a draft draws at each of its tokens."""
     tokens: NDArray[np.int64]
     """[R]: packed token whose logits are drawn from."""
     slots: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Draws:
         back = np.repeat(np.cumsum(drawn), drawn) - 1 - np.arange(len(row_of))
         slots = rows.slots[row_of]
         return cls(
-            rows=row_of,
+            per_row=drawn,
             tokens=np.cumsum(rows.counts)[row_of] - 1 - back,
             slots=slots,
             positions=rows.ends[row_of] - back,
@@ -66,8 +66,8 @@ class ForwardBatch:
     positions: Tensor
     """int64 [T]."""
     attention: AttentionBatch
-    drawn_tokens: Tensor
-    """int64 [R]: packed token each draw's logits come from."""
+    kept: KeptTokens
+    """The tokens whose logits are drawn from."""
     draws: DrawTensors
 
 
@@ -87,6 +87,7 @@ def build_forward_batch(
         [
             *(cells, values, token_cells, positions, slot_mapping, rows.slots, rows.ends, query_start_loc),
             *(draws.tokens, draws.slots, draws.positions, draws.appended),
+            np.concatenate(([0], np.cumsum(draws.per_row))),
         ],
         device,
     )
@@ -104,6 +105,6 @@ def build_forward_batch(
         input_ids=slots.token_ids.view(-1).index_select(0, there[2]).to(torch.int64),
         positions=there[3].long(),
         attention=attention,
-        drawn_tokens=there[8].long(),
+        kept=KeptTokens(there[8].long(), there[12]),
         draws=DrawTensors(slots=there[9], positions=there[10], appended=there[11]),
     )

@@ -116,11 +116,13 @@ class ModelRunner:
         if self._verify_step.takes(rows):
             logits = self._verify_step.forward(batch)
         else:
-            hidden = decoder.forward(batch.input_ids, batch.positions, batch.attention, self._kv_cache.layers)
+            # Scores of a prompt need the hidden state of every token.
+            kept = None if rows.scores_prompt else batch.kept
+            hidden = decoder.forward(batch.input_ids, batch.positions, batch.attention, self._kv_cache.layers, kept)
             prompts = self._score_prompts(scheduled, rows, hidden) if rows.scores_prompt else ()
             if not len(draws.slots):
                 return None, prompts
-            logits = decoder.logits(gather_rows(hidden, batch.drawn_tokens, decoder.backend))
+            logits = decoder.logits(hidden if kept else gather_rows(hidden, batch.kept.tokens, decoder.backend))
         needs = self._state.sampling.needs_at(draws.slots, draws.positions)
         drawn = self._draw(logits, draws.slots, draws.positions, needs, batch.draws)
         owners = tuple(self._state.sampling[slot] for slot in rows.slots[rows.num_drafts > 0].tolist())
