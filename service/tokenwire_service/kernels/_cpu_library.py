@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenwire_service.kernels._build import BuildError, default_cache_dir, load_library
+from tokenwire_service.kernels._pool import Pool
 
 _LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
@@ -81,7 +82,8 @@ class Recording(Protocol):
 
 
 class CpuLibrary:
-    """The loaded kernels. A kernel takes its arguments as one struct of 8-byte members and runs on torch's threads."""
+    """The loaded kernels, for one thread. A kernel takes its arguments as one struct of 8-byte members and runs on the
+    threads torch uses."""
 
     def __init__(self, functions: ctypes.CDLL) -> None:
         kernels = dict(_OF_ONE_TYPE)
@@ -97,6 +99,7 @@ class CpuLibrary:
         self._run_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._run_all.restype = None
         self._recording: Recording | None = None
+        self._pool = Pool()
 
     def run(self, name: str, *args: float) -> None:
         """Run one kernel: pointers and integers as int, then floats, in the order of its struct."""
@@ -118,7 +121,7 @@ class CpuLibrary:
         """Memory for a kernel to write its result to."""
         if self._recording is not None:
             return self._recording.empty(shape, dtype)
-        return torch.empty(shape, dtype=dtype)
+        return self._pool.empty(shape, dtype)
 
     @contextmanager
     def recording(self, to: Recording) -> Iterator[None]:

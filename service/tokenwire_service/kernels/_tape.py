@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenwire_service.kernels._cpu_library import CpuLibrary
+from tokenwire_service.kernels._pool import Pool
 
 
 class CpuGraph:
@@ -56,32 +55,6 @@ class CpuGraphRecorder:
         with self._library.recording(tape), _NativeOnly():  # type: ignore[no-untyped-call]
             work()
         return CpuGraph(self._library, tape.calls, self._pool)
-
-
-class Pool:
-    """Memory that is used again as soon as no tensor holds it."""
-
-    def __init__(self) -> None:
-        self._storages: defaultdict[int, list[torch.UntypedStorage]] = defaultdict(list)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(size * len(storages) for size, storages in self._storages.items())
-
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        num_bytes = 1 << max(math.prod(shape) * dtype.itemsize - 1, 63).bit_length()
-        strides = [math.prod(shape[at + 1 :]) for at in range(len(shape))]
-        with _disable_current_modes():
-            return torch.empty(0, dtype=dtype).set_(self._free(num_bytes), 0, shape, strides)
-
-    def _free(self, num_bytes: int) -> torch.UntypedStorage:
-        """Sizes are powers of two, so that graphs of similar sizes share."""
-        for storage in self._storages[num_bytes]:
-            if torch._C._storage_Use_Count(storage._cdata) == 1:
-                return storage
-        storage = torch.UntypedStorage(num_bytes)  # type: ignore[no-untyped-call]
-        self._storages[num_bytes].append(storage)
-        return storage
 
 
 class _Tape:
