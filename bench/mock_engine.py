@@ -22,7 +22,7 @@ from tokenwire_service.engine.event_codec import events_to_pb
 from tokenwire_service.engine.framing import encode_frame, read_frames
 
 STEP_VARIABLE = "TOKENWIRE_MOCK_STEP_S"
-FIRST_TOKEN_ID, NUM_TOKEN_IDS = 1000, 20_000
+FIRST_TOKEN_ID, NUM_TOKEN_IDS = 1000, 2_000
 """Ordinary words of the embedded model's vocabulary, one after the other."""
 INFO = EngineInfo(
     dtype="float32",

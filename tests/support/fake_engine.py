@@ -39,6 +39,7 @@ class FakeStream:
     """What `Completed` says of speculation."""
     accepted_draft_tokens: int = 0
     _pending: list[EngineEvent] = field(default_factory=list)
+    _notify: Callable[[], None] | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _closed: asyncio.Event = field(default_factory=asyncio.Event)
     _running: set[int] = field(default_factory=set)
@@ -94,6 +95,8 @@ class FakeStream:
     def _push(self, event: EngineEvent) -> None:
         self._pending.append(event)
         self._wake.set()
+        if self._notify is not None and len(self._pending) == 1:
+            self._notify()
 
     def _end(self, index: int) -> None:
         self._running.discard(index)
@@ -123,6 +126,17 @@ class FakeStream:
         taken, self._pending = self._pending, []
         self.num_takes += 1
         return taken
+
+    def take_now(self) -> Sequence[EngineEvent]:
+        taken, self._pending = self._pending, []
+        self._wake.clear()
+        self.num_takes += bool(taken)
+        return taken
+
+    def notify(self, callback: Callable[[], None] | None) -> None:
+        self._notify = callback
+        if callback is not None and self._pending:
+            callback()
 
     def finish_candidate(self, index: int) -> None:
         self.finished_early.append(index)

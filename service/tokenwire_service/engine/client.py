@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,18 @@ class RequestStream(Protocol):
         """Wait until at least one event is pending, then return all of them, in order.
 
         The last sequence ends with `Completed` or `Failed`; an engine that dies yields `Failed(ENGINE_DOWN)`.
+        """
+        ...
+
+    def take_now(self) -> Sequence[EngineEvent]:
+        """All pending events, in order, without waiting; none is an answer too."""
+        ...
+
+    def notify(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` whenever there are pending events again after a take; now, if there are some. None ends it.
+
+        It must be cheap: it is called for each stream while a step's events are handed out. Meanwhile nobody may wait
+        in `take`.
         """
         ...
 

@@ -18,6 +18,7 @@ class Mailbox:
         self._close = close
         self._pending: list[EngineEvent] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._notify: Callable[[], None] | None = None
         self._finished: set[int] = set()
         self._ended = False
 
@@ -35,8 +36,18 @@ class Mailbox:
         if not self._pending and not self._ended:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        return self.take_now()
+
+    def take_now(self) -> Sequence[EngineEvent]:
+        """See RequestStream.take_now."""
         pending, self._pending = self._pending, []
         return pending
+
+    def notify(self, callback: Callable[[], None] | None) -> None:
+        """See RequestStream.notify."""
+        self._notify = callback
+        if callback is not None and self._pending:
+            callback()
 
     def finish_candidate(self, index: int) -> None:
         """See RequestStream.finish_candidate. Idempotent."""
@@ -54,11 +65,18 @@ class Mailbox:
 
     def put(self, event: EngineEvent) -> None:
         """An event from the engine; nothing is taken after the last one."""
-        if self._ended or (isinstance(event, TokensGenerated) and event.index in self._finished):
+        if self._ended:
             return
-        self._ended = isinstance(event, Completed | Failed)
+        if isinstance(event, TokensGenerated):
+            if event.index in self._finished:
+                return
+        else:
+            self._ended = isinstance(event, (Completed, Failed))
         self._pending.append(event)
-        self._wake()
+        if self._notify is None:
+            self._wake()
+        elif len(self._pending) == 1:
+            self._notify()
 
     def fail(self, reason: FailureReason, message: str) -> None:
         """End it from this side."""

@@ -16,6 +16,7 @@ import grpc
 
 from tokenwire_service.errors import ShedError, TokenwireError
 from tokenwire_service.observability.telemetry import RequestTelemetry
+from tokenwire_service.rpc.driven import Driven, Then
 
 REQUEST_ID_KEY = "x-request-id"
 INSTANCE_KEY = "x-tokenwire-instance"
@@ -83,6 +84,7 @@ class Call:
         self._accepted = False
         self._writing_since: float | None = None
         self._stall_check: asyncio.TimerHandle | None = None
+        self._then: Then = _nothing
         self._task = asyncio.current_task()
         self.ended_by: TokenwireError | None = None
         """Set when the server ended this call from outside."""
@@ -117,6 +119,19 @@ class Call:
             raise ReaderGoneError from None
         finally:
             self._writing_since = None
+
+    def write_then(self, message: Any, then: Then) -> None:
+        """Write one message of a stream that was written to before; `then` gets None, or what went wrong.
+
+        One at a time. Errors as those of `write`.
+        """
+        self._writing_since = time.monotonic()
+        self._then = then
+        Driven(self._context.write(message), self._written).start()
+
+    def _written(self, error: BaseException | None) -> None:
+        self._writing_since = None
+        self._then(ReaderGoneError() if isinstance(error, grpc.aio.BaseError) else error)
 
     async def _begin_writing(self) -> None:
         self._check_stall()
@@ -166,6 +181,10 @@ class Call:
             "labels": json.dumps(dict(record.labels)) if record.labels else None,
         }
         access_log.info("rpc", extra={key: value for key, value in facts.items() if value not in ("", None)})
+
+
+def _nothing(error: BaseException | None) -> None:
+    pass
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -34,6 +34,12 @@ class Candidate:
 
     def push(self, news: TokensGenerated) -> tuple[CandidateDelta, CandidateEnded | None]:
         """Take tokens of a candidate that has not ended: what is new, and its end when these were the last."""
+        ids = news.token_ids
+        if len(ids) == 1 and news.finish is None and not self._untold:
+            text = self._text.push_plain(ids[0])
+            if text is not None:
+                self.num_tokens += 1
+                return CandidateDelta(self._index, text, ids, news.logprobs), None
         return self._push(news), self.ended
 
     def _push(self, news: TokensGenerated) -> CandidateDelta:
@@ -44,9 +50,6 @@ class Candidate:
         if delta.matched_stop is not None:
             self._take(news, delta.num_taken)
             return self._end_at_stop(delta.text, delta.matched_stop)
-        if delta.num_tokens == len(ids) and finish is None and not self._untold:
-            self.num_tokens += len(ids)
-            return CandidateDelta(self._index, delta.text, ids, news.logprobs)
         self._take(news, len(ids))
         if finish is None:
             return self._delta(delta.text, delta)

@@ -13,7 +13,7 @@ class DeltaCutter:
         """`max_tokens`: what one event may hold, so that a slow reader's messages keep the usual size limits."""
         self._plan = plan
         self._max_tokens = max_tokens
-        self._holds_back = plan.min_tokens > 1
+        self.holds_back = plan.min_tokens > 1
         self._held: dict[int, list[CandidateDelta]] = {}
         self._due: dict[int, float] = {}
 
@@ -24,11 +24,19 @@ class DeltaCutter:
             held.append(delta)
             return
         self._held[delta.index] = [delta]
-        if self._holds_back:
+        if self.holds_back:
             self._due[delta.index] = now + self._plan.max_delay_s
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to send, now or later."""
+        return bool(self._held)
 
     def ready(self, now: float) -> list[CandidateDelta]:
         """One delta for each candidate that has enough."""
+        if len(self._held) == 1 and not self.holds_back:
+            _, held = self._held.popitem()
+            return _split(_merge(held), self._max_tokens)
         return [part for index in tuple(self._held) if self._enough(index, now) for part in self.rest(index)]
 
     def rest(self, index: int) -> list[CandidateDelta]:
@@ -38,7 +46,7 @@ class DeltaCutter:
         return _split(_merge(held), self._max_tokens) if held else []
 
     def _enough(self, index: int, now: float) -> bool:
-        if not self._holds_back or now >= self._due[index]:
+        if not self.holds_back or now >= self._due[index]:
             return True
         return sum(len(delta.token_ids) for delta in self._held[index]) >= self._plan.min_tokens
 

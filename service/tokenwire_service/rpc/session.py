@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -106,7 +106,8 @@ class Session:
         self._first_token_time_s: float | None = None
         self._grown: set[int] = set()
         self._num_told = 0
-        self._done = False
+        self.done = False
+        """Whether `Done` was told."""
 
     async def next(self) -> list[GenerationEvent]:
         """What happened since the last time, as the engine tells it; merged, when that was a while ago.
@@ -114,15 +115,36 @@ class Session:
         Empty after `Done`. Raises TokenwireError.
         """
         events: list[GenerationEvent] = []
-        while not events and not self._done:
+        while not events and not self.done:
             at_once = self._pending is None and self._cutter.due() is None
-            for item in await (self._stream.take() if at_once else self._take_in_time()):
-                if isinstance(item, TokensGenerated):
-                    self._tokens(item, events)
-                else:
-                    self._follow(item, events)
+            events = self._digest(await (self._stream.take() if at_once else self._take_in_time()))
+        return events
+
+    @property
+    def timed(self) -> bool:
+        """Whether deltas are held back for a time, so that something may happen without news."""
+        return self._cutter.holds_back
+
+    def notify(self, callback: Callable[[], None] | None) -> None:
+        """See RequestStream.notify; not for a session that is `timed`."""
+        self._stream.notify(callback)
+
+    def take_now(self) -> list[GenerationEvent]:
+        """What happened since the last time; not for a session that is `timed`. Raises TokenwireError."""
+        return self._digest(self._stream.take_now())
+
+    def _digest(self, news: Sequence[EngineEvent]) -> list[GenerationEvent]:
+        events: list[GenerationEvent] = []
+        now = time.monotonic()
+        for item in news:
+            if isinstance(item, TokensGenerated):
+                self._tokens(item, now, events)
+            else:
+                self._follow(item, events)
+        if self._grown:
             self._tell_tokens()
-            events += self._sent(self._cutter.ready(time.monotonic()))
+        if self._cutter.holds:
+            events += self._sent(self._cutter.ready(now))
         return events
 
     def close(self) -> None:
@@ -164,8 +186,7 @@ class Session:
         self._call.telemetry.admitted(admitted.queue_time_s, len(self._prompt), self._cached_tokens)
         return Started(self._facts, len(self._prompt), self._cached_tokens, admitted.queue_time_s)
 
-    def _tokens(self, news: TokensGenerated, events: list[GenerationEvent]) -> None:
-        now = time.monotonic()
+    def _tokens(self, news: TokensGenerated, now: float, events: list[GenerationEvent]) -> None:
         if self._first_token_time_s is None:
             self._first_token_time_s = self._call.record.first_token_time_s = now - self._call.arrival_time
             events += self._details.finished()
@@ -187,7 +208,7 @@ class Session:
         ends = [candidate.ended for candidate in self._candidates]
         if None in ends:
             raise EngineFailureError(f"a fault of the engine; report it with response id {self._facts.response_id}")
-        self._done = True
+        self.done = True
         preemptions = 0 if completed is None else completed.num_preemptions
         usage, total_s = self._usage(completed), time.monotonic() - self._call.arrival_time
         first_s = self._first_token_time_s or total_s
@@ -223,8 +244,6 @@ class Session:
 
     def _tell_tokens(self) -> None:
         """Tell the log and telemetry what was generated since the last time."""
-        if not self._grown:
-            return
         total = self._num_tokens()
         num, num_candidates = total - self._num_told, len(self._grown)
         self._grown.clear()

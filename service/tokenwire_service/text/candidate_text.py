@@ -47,12 +47,21 @@ class CandidateText:
         """Tokens taken so far."""
         return self._num_tokens
 
+    def push_plain(self, token_id: int) -> str | None:
+        """What almost every token is: whole text, and nothing held back before it or after it. Else None: `push` it."""
+        if self._stop is not None or self._num_unfinished or self._ended:
+            return None
+        text = self._detokenizer.push_whole(token_id)
+        if text is not None:
+            self._num_tokens += 1
+            self._made += len(text)
+            self._told = self._made
+        return text
+
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """Take the next tokens, as far as they belong to the candidate."""
         if self._ended:
             return TextDelta("", 0)
-        if self._stop is None and len(token_ids) == 1 and not self._num_unfinished:
-            return self._push_one(token_ids[0])
         shown: list[str] = []
         for taken, token_id in enumerate(token_ids, start=1):
             text, matched = self._take(token_id)
@@ -63,17 +72,6 @@ class CandidateText:
         delta = "".join(shown)
         self._told += len(delta)
         return TextDelta(delta, self._tell(), None, len(token_ids))
-
-    def _push_one(self, token_id: int) -> TextDelta:
-        """What almost every step is: one token, nothing held back before it."""
-        text = self._detokenizer.push_one(token_id)
-        self._num_tokens += 1
-        self._made += len(text)
-        self._told = self._made
-        if self._detokenizer.pending:
-            self._num_unfinished = 1
-            return TextDelta(text, 0, None, 1)
-        return TextDelta(text, 1, None, 1)
 
     def finish(self) -> TextDelta:
         """The candidate ended otherwise than by a stop string: everything held back, and every token."""

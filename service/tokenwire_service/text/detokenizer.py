@@ -42,6 +42,12 @@ class IncrementalDetokenizer:
         """Whether bytes of an unfinished character are held back."""
         return self._assembler.pending
 
+    def push_whole(self, token_id: int) -> str | None:
+        """As `push_one`, when the token's text is whole by itself; else None, and nothing is taken."""
+        if token_id in self._skipped:
+            return None if self._assembler.pending else ""
+        return self._assembler.push_whole(token_id)
+
     def push_one(self, token_id: int) -> str:
         """The text this token completes."""
         return "" if token_id in self._skipped else self._assembler.push(token_id)
@@ -59,6 +65,8 @@ class _Assembler(Protocol):
     @property
     def pending(self) -> bool: ...
 
+    def push_whole(self, token_id: int) -> str | None: ...
+
     def push(self, token_id: int) -> str: ...
 
     def flush(self) -> str: ...
@@ -72,14 +80,16 @@ class _ByteLevel:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending = False
 
+    def push_whole(self, token_id: int) -> str | None:
+        if self.pending:
+            return None
+        try:
+            return self._tokenizer.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return None
+
     def push(self, token_id: int) -> str:
-        raw = self._tokenizer.token_bytes(token_id)
-        if not self.pending:
-            try:
-                return raw.decode()
-            except UnicodeDecodeError:
-                pass
-        text = self._decoder.decode(raw)
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
         self.pending = bool(self._decoder.getstate()[0])
         return text
 
@@ -101,6 +111,9 @@ class _SentencePiece:
     @property
     def pending(self) -> bool:
         return bool(self._bytes)
+
+    def push_whole(self, token_id: int) -> str | None:
+        return None
 
     def push(self, token_id: int) -> str:
         raw = self._tokenizer.token_bytes(token_id)

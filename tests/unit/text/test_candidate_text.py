@@ -90,3 +90,27 @@ def test_any_cut_gives_the_same(byte_level: Tokenizer, ids: list[int], size: int
     assert run(size) == run(1)
     if not stop:
         assert run(size)[0] == byte_level.decode(ids)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=40), lost=st.sets(st.integers(0, 60)))
+def test_plain_tokens_taken_the_short_way_tell_the_same(
+    byte_level: Tokenizer, sentencepiece: Tokenizer, text: str, lost: set[int]
+) -> None:
+    """Ids are dropped here and there, so that characters break."""
+    for tokenizer in (byte_level, sentencepiece):
+        ids = [i for at, i in enumerate(encode(tokenizer, text)) if at not in lost]
+        long_way, short_way = candidate(tokenizer), candidate(tokenizer)
+        for token_id in ids:
+            delta = long_way.push([token_id])
+            plain = short_way.push_plain(token_id)
+            if plain is None:
+                assert short_way.push([token_id]) == delta
+            else:
+                assert (plain, 1) == (delta.text, delta.num_tokens)
+        assert short_way.finish() == long_way.finish()
+        assert short_way.num_tokens == long_way.num_tokens == len(ids)
+
+
+def test_what_may_become_a_stop_string_is_never_plain(byte_level: Tokenizer) -> None:
+    assert candidate(byte_level, "x").push_plain(encode(byte_level, "a")[0]) is None
