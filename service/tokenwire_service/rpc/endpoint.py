@@ -103,8 +103,12 @@ def _method_handler(full_name: str, method: Method, calls: LiveCalls) -> grpc.Rp
     return make(
         endpoint.serve,
         request_deserializer=functools.partial(parse, message_class=method.request),
-        response_serializer=method.response.SerializeToString,
+        response_serializer=_to_bytes,
     )
+
+
+def _to_bytes(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 class _Endpoint:

@@ -240,7 +240,10 @@ class Session:
         return UsageSoFar(len(self._prompt), self._cached_tokens, self._num_tokens(), *drafts)
 
     def _num_tokens(self) -> int:
-        return sum([candidate.num_tokens for candidate in self._candidates])
+        candidates = self._candidates
+        if len(candidates) == 1:
+            return candidates[0].num_tokens
+        return sum(candidate.num_tokens for candidate in candidates)
 
     def _tell_tokens(self) -> None:
         """Tell the log and telemetry what was generated since the last time."""

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire.v1 import types_pb2
 from tokenwire_service.core.events import TokenLogprob
+from tokenwire_service.rpc.convert.plain_delta import PlainDelta
 from tokenwire_service.rpc.events import (
     CandidateDelta,
     CandidateEnded,
@@ -23,6 +24,9 @@ from tokenwire_service.rpc.events import (
 )
 from tokenwire_service.rpc.plan import OutputPlan
 from tokenwire_service.text.tokenizer import Tokenizer
+
+_GENERATED = PlainDelta(pb.GenerateStreamResponse, "delta")
+_SAID = PlainDelta(pb.ChatStreamResponse, "content")
 
 
 def duration(seconds: float) -> Duration:
@@ -45,9 +49,14 @@ class ResponseWriter:
     def __init__(self, output: OutputPlan, tokenizer: Tokenizer) -> None:
         self._output = output
         self._tokenizer = tokenizer
+        self._plain = output.text and not output.token_ids and output.logprobs is None
 
-    def generate_event(self, event: GenerationEvent) -> pb.GenerateStreamResponse:
-        """The event of a GenerateStream."""
+    def generate_event(self, event: GenerationEvent) -> pb.GenerateStreamResponse | bytes:
+        """The event of a GenerateStream, or its bytes."""
+        if self._plain and isinstance(event, CandidateDelta) and not event.index and event.usage is None:
+            raw = _GENERATED.encode(event.text, len(event.token_ids))
+            if raw is not None:
+                return raw
         message = pb.GenerateStreamResponse()
         match event:
             case CandidateDelta():
@@ -62,8 +71,12 @@ class ResponseWriter:
                 message.completed.CopyFrom(self.completed(event))
         return message
 
-    def chat_event(self, event: GenerationEvent) -> pb.ChatStreamResponse:
-        """The event of a ChatStream."""
+    def chat_event(self, event: GenerationEvent) -> pb.ChatStreamResponse | bytes:
+        """The event of a ChatStream, or its bytes."""
+        if self._plain and isinstance(event, CandidateDelta) and not event.index and event.usage is None:
+            raw = _SAID.encode(event.text, len(event.token_ids))
+            if raw is not None:
+                return raw
         message = pb.ChatStreamResponse()
         match event:
             case CandidateDelta():
@@ -94,7 +107,6 @@ class ResponseWriter:
         )
 
     def _fill(self, message: pb.TextDelta, event: CandidateDelta) -> None:
-        """Field by field, and only what is there: this is done for every token."""
         message.token_count = len(event.token_ids)
         if event.index:
             message.index = event.index
