@@ -79,6 +79,12 @@ class EngineConfig:
     max_batch_prefill_tokens: int = flag(
         0, "Tokens computed in one step at most (longer prompts are chunked); 0 picks 512 on CPU, 8192 on GPU."
     )
+    long_prompt_chunk: int = flag(
+        0,
+        "Tokens of a step that prompts longer than --max-batch-prefill-tokens may take together while others decode: "
+        "small keeps the others' pace, large brings those prompts to their first token sooner; 0 picks 32 on CPU, 512 on "
+        "GPU.",
+    )
     max_batch_size: int = flag(0, "Sequences running at once; 0 picks 64 on CPU, 256 on GPU.")
     max_batch_total_tokens: int = flag(0, "Tokens the KV cache holds; 0 sizes it from free memory.")
     kv_cache_memory_fraction: float = flag(
@@ -197,6 +203,7 @@ def _check_engine(engine: EngineConfig) -> None:
     for name in (
         "max_total_tokens",
         "max_batch_prefill_tokens",
+        "long_prompt_chunk",
         "max_batch_size",
         "max_batch_total_tokens",
         "num_threads",

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.triton_device import REFERENCE, TRITON
 from tokenwire_service.kernels.advance import DecodeInputs, advance, gather_decode_inputs
-from tokenwire_service.kernels.backend import Backend, reference_backend
+from tokenwire_service.kernels.backend import Backend
 
 NUM_SLOTS, MAX_LEN, MAX_BLOCKS, BLOCK_SIZE = 300, 11, 5, 3
 POISON = -(2**31)
 
-BACKENDS = {"reference": reference_backend(), "triton": Backend(torch.device("cpu"), triton=True)}
+BACKENDS = {"reference": REFERENCE, "triton": TRITON}
 
 
 def int32(*shape: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.support.attention import Case, Heads, attend
 from tests.support.paged import UNUSED_BLOCK_ID
+from tests.support.triton_device import TRITON
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.paged_attention import AttentionOptions, _triton, reference
 from tokenwire_service.kernels.paged_attention._config import LaunchConfig, Sizes, launch_config
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 MIXED = ((1, 1), (3, 3), (1, 33), (9, 40))
 """(query length, sequence length): first token, prefill, decode, chunk."""
 
-TRITON = Backend(torch.device("cpu"), triton=True)
 REFERENCE = Backend(torch.device("cpu"))
 
 DECODE = LaunchConfig(16, 8, 16, splits=4, min_split=16, one_loop=True, num_warps=4, num_stages=1)

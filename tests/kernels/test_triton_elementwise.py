@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.poison import Poisoned, poisoned
+from tests.support.triton_device import TRITON
 from tokenwire_service.kernels.add_layer_norm import add_layer_norm
 from tokenwire_service.kernels.add_rms_norm import add_rms_norm
 from tokenwire_service.kernels.backend import Backend, reference_backend
@@ -17,7 +18,6 @@ from tokenwire_service.kernels.gather_rows import gather_rows
 from tokenwire_service.kernels.gelu_mul import gelu_mul
 from tokenwire_service.kernels.silu_mul import silu_mul
 
-TRITON = Backend(torch.device("cpu"), triton=True)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 pytestmark = pytest.mark.usefixtures("exact_bf16")

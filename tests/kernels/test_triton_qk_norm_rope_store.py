@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.poison import Poisoned, poisoned
+from tests.support.triton_device import TRITON
 from tokenwire_service.kernels.backend import Backend, reference_backend
 from tokenwire_service.kernels.qk_norm_rope_store import qk_norm_rope_store
 
@@ -16,7 +17,6 @@ BLOCK_SIZE, NUM_BLOCKS, TOKENS = 5, 4, 3
 PADDED = -1
 
 REFERENCE = reference_backend()
-TRITON = Backend(torch.device("cpu"), triton=True)
 BACKENDS = {"reference": REFERENCE, "triton": TRITON}
 
 pytestmark = pytest.mark.usefixtures("exact_bf16")

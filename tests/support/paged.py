@@ -31,7 +31,9 @@ class BlockTables:
     tables: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._free = torch.randperm(self.num_blocks, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        self._free = torch.randperm(
+            self.num_blocks, generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu"
+        ).tolist()
 
     def batch(self, rows: Sequence[tuple[int, int, int]]) -> tuple[AttentionBatch, Tensor]:
         """rows of (sequence id, query length, sequence length) → the batch and its positions int64 [T]."""

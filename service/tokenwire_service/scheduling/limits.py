@@ -30,9 +30,12 @@ class SchedulerLimits:
     """Guesses verified with a sequence's next token at most; 0 is no speculation."""
     draft_max_batch: int = 4
     """No guesses while more sequences run than this: a full batch has no idle arithmetic to verify them with."""
+    long_prompt_chunk: int = 1 << 31
+    """Tokens that prompts too long for one step take of a step in which others decode or wait, all of them together."""
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens"):
+        sizes = ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens")
+        for name in (*sizes, "long_prompt_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1")
         for name in ("num_draft_tokens", "draft_max_batch"):
@@ -44,6 +47,10 @@ class SchedulerLimits:
     @property
     def num_slots(self) -> int:
         return min(self.max_num_sequences, self.max_batch_prefill_tokens)
+
+    def is_long(self, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens is too long for one step."""
+        return num_tokens > self.max_batch_prefill_tokens
 
     @property
     def max_sequence_tokens(self) -> int:

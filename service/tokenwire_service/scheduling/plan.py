@@ -13,6 +13,8 @@ class StepPlan:
     """A step while it is being put together; `budget` tokens are left."""
 
     budget: int
+    long_budget: int
+    """What of it prompts too long for one step may take."""
     joins: list[SlotJoin] = field(default_factory=list)
     rows: list[ScheduledSlot] = field(default_factory=list)
     owners: list[tuple[Sequence, int]] = field(default_factory=list)

@@ -129,10 +129,13 @@ class Scheduler:
         reach the runner all the same: their slots may be joined in the next output.
         """
         self.drop_expired(now)
-        plan = StepPlan(self._limits.max_batch_prefill_tokens)
-        for sequence in self._plan_decodes(plan):
-            if plan.budget:
-                plan.compute(sequence, min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens))
+        plan = StepPlan(self._limits.max_batch_prefill_tokens, self._limits.max_batch_prefill_tokens)
+        prefills = self._plan_decodes(plan)
+        if plan.rows or self._has_short_prompts(prefills):
+            plan.long_budget = min(plan.budget, self._limits.long_prompt_chunk)
+        for sequence in prefills:
+            if num_tokens := self._chunk(plan, sequence):
+                plan.compute(sequence, num_tokens)
         self._plan_joins(plan)
         return self._commit(plan)
 
@@ -292,7 +295,20 @@ class Scheduler:
                 self._num_prompt_tokens += sequence.num_prompt_tokens
                 self._book.admit(sequence.state, sequence.num_computed_tokens)
             plan.joins.append(join_of(sequence))
-            plan.compute(sequence, min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens))
+            plan.compute(sequence, max(self._chunk(plan, sequence), 1))
+
+    def _has_short_prompts(self, prefills: list[Sequence]) -> bool:
+        """Whether a prompt that fits one step is among these, or next in the queue."""
+        candidates = prefills if (head := self._waiting.peek()) is None else [*prefills, head[1]]
+        return not all(self._limits.is_long(sequence.num_tokens) for sequence in candidates)
+
+    def _chunk(self, plan: StepPlan, sequence: Sequence) -> int:
+        """Tokens of it in this step. Long prompts share a small part of a step that others need."""
+        num_tokens = min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens)
+        if self._limits.is_long(sequence.num_tokens):
+            num_tokens = min(num_tokens, plan.long_budget)
+            plan.long_budget -= num_tokens
+        return num_tokens
 
     def _commit(self, plan: StepPlan) -> SchedulerOutput:
         step_id = self._num_scheduled

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.triton_device import REFERENCE, TRITON
 from tokenwire_service.kernels import sample
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.sample import LogitEdits, Penalties, TokenBias, TokenBits, TokenMask
 
-BACKENDS = {"reference": Backend(torch.device("cpu")), "triton": Backend(torch.device("cpu"), triton=True)}
+BACKENDS = {"reference": REFERENCE, "triton": TRITON}
 TRITON = BACKENDS["triton"]
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.triton_device import REFERENCE, TRITON
 from tokenwire_service.kernels import sample
-from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.sample import SampleColumns, _triton, reference
 from tokenwire_service.kernels.sample._config import RowCut, mass_scale, row_cut
 from tokenwire_service.kernels.sample.philox import uniform
 
-BACKENDS = {"reference": Backend(torch.device("cpu")), "triton": Backend(torch.device("cpu"), triton=True)}
+BACKENDS = {"reference": REFERENCE, "triton": TRITON}
 NEUTRAL: dict[str, Any] = {
     "temperature": 1.0,
     "seed": 0,
