@@ -82,8 +82,8 @@ class EngineConfig:
     long_prompt_chunk: int = flag(
         0,
         "Tokens of a step that prompts longer than --max-batch-prefill-tokens may take together while others decode: "
-        "small keeps the others' pace, large brings those prompts to their first token sooner; 0 picks 32 on CPU, 512 on "
-        "GPU.",
+        "small keeps the others' pace, large brings those prompts to their first token sooner; 0 picks 32 on CPU, "
+        "512 on GPU.",
     )
     max_batch_size: int = flag(0, "Sequences running at once; 0 picks 64 on CPU, 256 on GPU.")
     max_batch_total_tokens: int = flag(0, "Tokens the KV cache holds; 0 sizes it from free memory.")
