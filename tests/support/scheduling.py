@@ -53,6 +53,11 @@ def make_limits(
     )
 
 
+def rows(output: SchedulerOutput) -> list[tuple[int, int, int, bool]]:
+    """(slot, start, number of tokens, whether it samples) of each row of a plan."""
+    return [(row.slot, row.start, row.num_tokens, row.samples) for row in output.scheduled]
+
+
 def make_request(
     request_id: str,
     prompt: tuple[int, ...] = (1, 2, 3),

@@ -57,20 +57,19 @@ def pack_table(weight: Tensor, backend: Backend) -> LinearWeight:
     return LinearWeight(weight, weight.shape[0], weight.shape[1], LinearFormat.PLAIN, backend)
 
 
-def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """x [T, K] → x W^T + bias, [T, N], written into `out` when given. Raises ValueError when either does not fit.
+def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
+    """x [T, K] → x W^T + bias, [T, N]. Raises ValueError when x does not fit.
 
     In the native formats each row's result depends on that row alone, bit for bit.
     """
     if x.dim() != 2 or x.shape[1] != weight.in_features:
         raise ValueError(f"x must be [T, {weight.in_features}], got {tuple(x.shape)}")
     if weight.format.is_native:
-        return _linear_native(x, weight, bias, out)
+        return _linear_native(x, weight, bias)
     if weight.format is LinearFormat.PLAIN:
-        result = reference.linear(x, weight.data, bias)
-    else:
-        result = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
-    return result if out is None else out.copy_(result)
+        return reference.linear(x, weight.data, bias)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.data, bias, "none", [], "")
+    return result
 
 
 def rows(ids: Tensor, weight: LinearWeight, first_id: int, vocab_size: int) -> Tensor:
@@ -122,14 +121,11 @@ def _pack_native(weight: Tensor, backend: Backend) -> LinearWeight:
     return LinearWeight(data, out_features, in_features, form, backend)
 
 
-def _linear_native(x: Tensor, weight: LinearWeight, bias: Tensor | None, out: Tensor | None) -> Tensor:
+def _linear_native(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tensor:
     if x.dtype is not torch.float32 or not x.is_contiguous():
         raise ValueError(f"x must be contiguous float32, got {x.dtype}")
     library, tokens = _library(weight), x.shape[0]
-    if out is None:
-        out = library.empty(tokens, weight.out_features)
-    elif out.shape != (tokens, weight.out_features) or out.dtype is not torch.float32 or not out.is_contiguous():
-        raise ValueError(f"out must be contiguous float32 [{tokens}, {weight.out_features}], got {tuple(out.shape)}")
+    out = library.empty(tokens, weight.out_features)
     pointers = (x.data_ptr(), weight.data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
     sizes = (tokens, weight.out_features, weight.in_features)
     if weight.format is not LinearFormat.INT8:

@@ -31,13 +31,7 @@ void block(const Args& args, const W* panel, const W* next, int64_t row, int64_t
             for (int i = 0; i < kPanelVecs; ++i) sum[r][i] += factor * weight[i];
         }
     }
-    for (int i = 0; i < kPanelVecs; ++i) {
-        const int64_t at = column + i * kLanes, left = args.out_features - at;
-        Vec bias = {};
-        if (args.bias != nullptr && left > 0)
-            std::memcpy(&bias, args.bias + at, (left < kLanes ? left : kLanes) * sizeof(float));
-        for (int r = 0; r < R; ++r) write_vec(args.out + (row + r) * args.out_features + at, sum[r][i] + bias, left);
-    }
+    write_panel(args, sum, row, column);
 }
 
 template <class W, int R = kRows>
@@ -48,11 +42,9 @@ void some_rows(const Args& args, const W* panel, const W* next, int64_t row, int
 
 template <class W>
 void blocks_of_rows(const Args& args, const W* panel, const W* next, int64_t first, int64_t end, int64_t column) {
-    const int64_t blocks = (end - first + kRows - 1) / kRows;
-    for (int64_t i = 0; i < blocks; ++i) {  // blocks of equal height: a last one of a single row would be slow
-        const int64_t from = first + (end - first) * i / blocks, to = first + (end - first) * (i + 1) / blocks;
-        some_rows<W>(args, panel, i + 1 == blocks ? next : nullptr, from, to - from, column);
-    }
+    for_blocks_of_rows(first, end, kRows, [&](int64_t row, int64_t count, bool is_last) {
+        some_rows<W>(args, panel, is_last ? next : nullptr, row, count, column);
+    });
 }
 
 // A panel in float32, which many rows are worth; the numbers are the same.
@@ -68,10 +60,10 @@ template <class W>
 void multiply(const Args& args, const Run& run) {
     const Split split = split_work(args.rows, args.out_features, 4 * kRows, run.threads);
 #pragma omp for schedule(static)
-    for (int64_t work = 0; work < split.panels * split.row_parts; ++work) {
-        const int64_t panel = work / split.row_parts, part = work % split.row_parts;
+    for (int64_t piece = 0; piece < split.pieces(); ++piece) {
+        const int64_t panel = split.panel(piece);
         const W* weight = static_cast<const W*>(args.weight) + panel * kPanel * args.in_features;
-        const int64_t first = args.rows * part / split.row_parts, end = args.rows * (part + 1) / split.row_parts;
+        const int64_t first = split.first_row(piece, args.rows), end = split.end_row(piece, args.rows);
         if (sizeof(W) < sizeof(float) && end - first >= kManyRows)
             blocks_of_rows<float>(args, widened(weight, args.in_features), nullptr, first, end, panel * kPanel);
         else

@@ -111,13 +111,7 @@ void block(const Args& args, const uint8_t* panel, int64_t row, int64_t column) 
                 sum[r][i] += __builtin_convertvector(acc[r][i], Vec) * (scale * args.scales[(row + r) * groups + g]);
         }
     }
-    for (int i = 0; i < kPanelVecs; ++i) {
-        const int64_t at = column + i * kLanes, left = args.out_features - at;
-        Vec bias = {};
-        if (args.bias != nullptr && left > 0)
-            std::memcpy(&bias, args.bias + at, std::min<int64_t>(left, kLanes) * sizeof(float));
-        for (int r = 0; r < R; ++r) write_vec(args.out + (row + r) * args.out_features + at, sum[r][i] + bias, left);
-    }
+    write_panel(args, sum, row, column);
 }
 
 template <int R = kRows>
@@ -183,15 +177,13 @@ extern "C" void tw_linear_int8(const Args* args, Run* run) {
     for (int64_t i = 0; i < args->rows * groups; ++i) round_group(*args, i / groups, i % groups);
     const Split split = split_work(args->rows, args->out_features, 4 * kRows, run->threads);
 #pragma omp for schedule(static)
-    for (int64_t work = 0; work < split.panels * split.row_parts; ++work) {
-        const int64_t panel = work / split.row_parts, part = work % split.row_parts;
+    for (int64_t piece = 0; piece < split.pieces(); ++piece) {
+        const int64_t panel = split.panel(piece);
         const uint8_t* weight = args->weight + panel * groups * kGroupBytes;
-        const int64_t first = args->rows * part / split.row_parts, end = args->rows * (part + 1) / split.row_parts;
-        const int64_t blocks = (end - first + kRows - 1) / kRows;
-        for (int64_t i = 0; i < blocks; ++i) {
-            const int64_t from = first + (end - first) * i / blocks, to = first + (end - first) * (i + 1) / blocks;
-            some_rows<>(*args, weight, from, to - from, panel * kPanel);
-        }
+        for_blocks_of_rows(split.first_row(piece, args->rows), split.end_row(piece, args->rows), kRows,
+                           [&](int64_t row, int64_t count, bool) {
+                               some_rows<>(*args, weight, row, count, panel * kPanel);
+                           });
     }
 }
 

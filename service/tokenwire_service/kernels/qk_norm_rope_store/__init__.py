@@ -42,39 +42,15 @@ def qk_norm_rope_store(
         raise ValueError("q_norm and k_norm must both be given or both be None")
     if key.dtype != torch.float8_e4m3fn and (key_scale, value_scale) != (1.0, 1.0):
         raise ValueError(f"key_scale and value_scale are for blocks in float8_e4m3fn, these are in {key.dtype}")
+    scales = (key_scale, value_scale)
+    arguments = (qkv, cos_sin, slot_mapping, key, value, num_heads, interleaved, q_norm, k_norm, eps, *scales)
     if backend.triton:
         from tokenwire_service.kernels.qk_norm_rope_store import _triton
 
-        return _triton.qk_norm_rope_store(
-            qkv,
-            cos_sin,
-            slot_mapping,
-            key,
-            value,
-            num_heads,
-            interleaved,
-            q_norm,
-            k_norm,
-            eps,
-            key_scale,
-            value_scale,
-        )
+        return _triton.qk_norm_rope_store(*arguments)
     kept = type_name(key.dtype)
     if backend.library is None or kept is None:
-        return reference.qk_norm_rope_store(
-            qkv,
-            cos_sin,
-            slot_mapping,
-            key,
-            value,
-            num_heads,
-            interleaved,
-            q_norm,
-            k_norm,
-            eps,
-            key_scale,
-            value_scale,
-        )
+        return reference.qk_norm_rope_store(*arguments)
     tokens, (num_blocks, num_kv_heads, block_size, head_dim) = qkv.shape[0], key.shape
     bad = backend.library.check("tw_check_slots", slot_mapping.data_ptr(), tokens, num_blocks * block_size)
     if bad >= 0:
