@@ -26,8 +26,8 @@ from bench.engine_offline import BatchRun, OfflineEngine, median
 from bench.engine_shapes import SHAPES, without_work
 from tokenwire_service.config import DEVICES, DTYPES, EMBEDDED_MODEL_ID, OPENMP_SPIN, EngineConfig, ModelConfig
 from tokenwire_service.models.families import read_spec
+from tokenwire_service.runner.dtypes import choose_dtype
 from tokenwire_service.runner.machine import choose_device
-from tokenwire_service.runner.worker import choose_dtype
 from tokenwire_service.weights.resolve import resolve_model
 
 OURS, TRANSFORMERS = "tokenwire", "transformers continuous batching"

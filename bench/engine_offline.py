@@ -17,9 +17,10 @@ from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.events import EngineEvent, EngineStats, Failed, TokensGenerated
 from tokenwire_service.core.params import Request, SamplingParams, StoppingParams
 from tokenwire_service.engine.engine import Commands, Engine
+from tokenwire_service.runner.dtypes import choose_dtype
 from tokenwire_service.runner.executor import LocalExecutor
 from tokenwire_service.runner.machine import choose_device
-from tokenwire_service.runner.worker import Worker, choose_dtype
+from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import SilentProgress
 from tokenwire_service.weights.resolved import ResolvedModel

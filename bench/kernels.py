@@ -26,8 +26,8 @@ from bench.kernels_cases import OPS, TESTS, Case, Setting, Work
 from tokenwire_service.config import DEVICES, DTYPES, OPENMP_SPIN
 from tokenwire_service.kernels.backend import Backend, reference_backend, select_backend
 from tokenwire_service.models.families import read_spec
+from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.machine import choose_device
-from tokenwire_service.runner.worker import choose_dtype, choose_kv_dtype
 
 _ROOT = Path(__file__).parent.parent
 _RUNS = 30

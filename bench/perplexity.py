@@ -23,8 +23,8 @@ from tokenwire_service.models.decoder import Decoder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
 from tokenwire_service.parallel.group import TensorParallelGroup
+from tokenwire_service.runner.dtypes import choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache
-from tokenwire_service.runner.worker import choose_kv_dtype
 from tokenwire_service.text.tokenizer import Tokenizer
 from tokenwire_service.weights.progress import SilentProgress
 from tokenwire_service.weights.resolve import ResolvedModel, resolve_model

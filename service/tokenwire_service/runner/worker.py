@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from tokenwire_service.config import EngineConfig
-from tokenwire_service.errors import ConfigError
-from tokenwire_service.kernels.backend import Backend, select_backend
+from tokenwire_service.kernels.backend import select_backend
 from tokenwire_service.kernels.graph import make_recorder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
 from tokenwire_service.parallel.group import TensorParallelGroup
+from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
 from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
@@ -32,9 +31,6 @@ from tokenwire_service.weights.resolved import ResolvedModel
 from tokenwire_service.weights.stream import stream_tensors
 
 _LOG = logging.getLogger(__name__)
-_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,25 +125,6 @@ class Worker:
         if self.device.type == "cpu":
             return LazyGraphs(recorder)
         return BucketGraphs(recorder, bucket_sizes(self.sizes.max_num_sequences))
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto' is what the device reads fast and computes well: bfloat16 on a GPU, float16 on a CPU."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float16"
-    return _DTYPES[name]
-
-
-def choose_kv_dtype(name: str, dtype: torch.dtype, backend: Backend) -> torch.dtype:
-    """The type keys and values are kept in beside weights of `dtype`. Raises ConfigError for one without kernels."""
-    if name == "fp8_e4m3fn":
-        if not backend.triton:
-            raise ConfigError(f"--kv-cache-dtype {name} is for GPUs; leave it out")
-        return torch.float8_e4m3fn
-    if name != "auto":
-        return _DTYPES[name]
-    # The reference kernels compute in the type they read.
-    return dtype if backend.library is not None else backend.compute_dtype or dtype
 
 
 class _Counted:
