@@ -37,6 +37,20 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "rope_theta": 500000.0,
             "tie_word_embeddings": False,
         },
+        # What one rank of eight holds of the 70B model: an eighth of the heads, the gates and the vocabulary.
+        "llama-3.1-70b-of-8": _LLAMA
+        | {
+            "vocab_size": 128256 // 8,
+            "hidden_size": 8192,
+            "intermediate_size": 28672 // 8,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64 // 8,
+            "num_key_value_heads": 8 // 8,
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": False,
+        },
         "smollm2-135m": _LLAMA
         | {
             "vocab_size": 49152,
