@@ -171,6 +171,11 @@ class EngineMessage(message.Message):
     STARTUP_FAILURE_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
+    ALIVE_FIELD_NUMBER: builtins.int
+    alive: builtins.bool
+    """Always true. Sent each second by a thread of its own from the process's start to its end, loading included: the
+    process is not stopped. Says nothing of the engine's steps.
+    """
     @builtins.property
     def load_progress(self) -> LoadProgress:
         """How far loading is."""
@@ -199,12 +204,13 @@ class EngineMessage(message.Message):
         startup_failure: StartupFailure | None = ...,
         step: StepOutput | None = ...,
         heartbeat: Heartbeat | None = ...,
+        alive: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["heartbeat", b"heartbeat", "load_progress", b"load_progress", "part", b"part", "ready", b"ready", "startup_failure", b"startup_failure", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["alive", b"alive", "heartbeat", b"heartbeat", "load_progress", b"load_progress", "part", b"part", "ready", b"ready", "startup_failure", b"startup_failure", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["heartbeat", b"heartbeat", "load_progress", b"load_progress", "part", b"part", "ready", b"ready", "startup_failure", b"startup_failure", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["alive", b"alive", "heartbeat", b"heartbeat", "load_progress", b"load_progress", "part", b"part", "ready", b"ready", "startup_failure", b"startup_failure", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["load_progress", "ready", "startup_failure", "step", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = typing.Literal["load_progress", "ready", "startup_failure", "step", "heartbeat", "alive"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
