@@ -1,9 +1,9 @@
 """From one rank's measured steps to the throughput of all: `python -m bench.projection FILE`.
 
-FILE is what `python -m bench.engine --shape llama-3.1-70b-of-8` wrote: a model that is one rank's part of a larger one. A step of all
-ranks takes what this one takes, and two all-reduces a layer of [batch, hidden size] in bfloat16, none of it hidden.
-What an all-reduce takes is interpolated between published figures for one-shot and NCCL's symmetric kernels on four H100
-(vLLM pull requests 24111 and 24532), not measured here.
+FILE is what `python -m bench.engine --shape llama-3.1-70b-of-8` wrote: a model that is one rank's part of a larger one.
+A step of all ranks takes what this one takes, and two all-reduces a layer of [batch, hidden size] in bfloat16, none of
+it hidden. What an all-reduce takes is interpolated between published figures for one-shot and NCCL's symmetric kernels
+on four H100 (vLLM pull requests 24111 and 24532), not measured here.
 """
 
 from __future__ import annotations
