@@ -222,6 +222,7 @@ class Configure(message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
     @builtins.property
     def model(self) -> Model:
         """The model."""
@@ -230,15 +231,68 @@ class Configure(message.Message):
     def limits(self) -> EngineLimits:
         """Limits of the batch, the cache and a sequence."""
 
+    @builtins.property
+    def place(self) -> RankPlace:
+        """Where this process stands among the ranks of a sharded engine. Absent: it is rank 0, and starts the others itself."""
+
     def __init__(
         self,
         *,
         model: Model | None = ...,
         limits: EngineLimits | None = ...,
+        place: RankPlace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "model", b"model", "place", b"place"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["limits", b"limits", "model", b"model", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RankPlace(message.Message):
+    """One rank of a sharded engine."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    LOCAL_RANK_FIELD_NUMBER: builtins.int
+    NUM_LOCAL_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    PORT_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    MEMORY_FD_FIELD_NUMBER: builtins.int
+    rank: builtins.int
+    """The rank."""
+    size: builtins.int
+    """How many there are."""
+    local_rank: builtins.int
+    """Its number among those on its machine, which is also the number of its GPU."""
+    num_local: builtins.int
+    """How many are on its machine."""
+    address: builtins.str
+    """Host at which rank 0 listens for the others."""
+    port: builtins.int
+    """Port at which it does."""
+    token: builtins.str
+    """The group's shared secret."""
+    memory_fd: builtins.int
+    """Descriptor of the memory that the ranks share; 0 where there is none."""
+    def __init__(
+        self,
+        *,
+        rank: builtins.int = ...,
+        size: builtins.int = ...,
+        local_rank: builtins.int = ...,
+        num_local: builtins.int = ...,
+        address: builtins.str = ...,
+        port: builtins.int = ...,
+        token: builtins.str = ...,
+        memory_fd: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "local_rank", b"local_rank", "memory_fd", b"memory_fd", "num_local", b"num_local", "port", b"port", "rank", b"rank", "size", b"size", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
