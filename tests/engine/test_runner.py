@@ -28,6 +28,7 @@ from tokenwire_service.runner.slots import SlotState
 from tokenwire_service.runner.step_rows import StepRows
 from tokenwire_service.runner.token_counts import TokenCounts
 from tokenwire_service.runner.transfer import upload_all
+from tokenwire_service.runner.vocabulary import WholeVocabulary
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
 from tokenwire_service.weights.progress import SilentProgress
@@ -245,7 +246,8 @@ def test_rows_that_are_not_finite_are_told_apart() -> None:
     state.apply(plan(joins=tuple(join(slot, [1, 2], [slot], sampling) for slot, sampling in enumerate(samplings))))
     slots, positions = np.arange(3), np.full(3, 2)
     needs = state.sampling.needs_at(slots, positions)
-    sampler = Sampler(state.sampling, reference_backend())
+    vocabulary = WholeVocabulary(50, reference_backend())
+    sampler = Sampler(state.sampling, vocabulary)
     for broken in range(3):
         logits = torch.randn(3, 50)
         logits[broken, 7] = float("nan")
@@ -254,7 +256,7 @@ def test_rows_that_are_not_finite_are_told_apart() -> None:
         assert 0 <= int(drawn.choice.token_ids.min()) <= int(drawn.choice.token_ids.max()) < 50
     logits = torch.randn(2, 50)
     logits[1, 3] = float("inf")
-    scores = TokenScores(logits, torch.tensor([0, 0]), [LogprobsParams()] * 2, reference_backend()).read()
+    scores = TokenScores(logits, torch.tensor([0, 0]), [LogprobsParams()] * 2, vocabulary).read()
     assert scores[0] is not None
     assert scores[1] is None
 
@@ -262,7 +264,8 @@ def test_rows_that_are_not_finite_are_told_apart() -> None:
 def test_named_tokens_and_ties_are_scored_row_by_row() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [4.0, 1.0, 2.0, 4.0]])
     wanted = [LogprobsParams(top_n=2, token_ids=(3,)), LogprobsParams(top_n=0, token_ids=(2, 0))]
-    first, second = TokenScores(logits, torch.tensor([2, 1]), wanted, reference_backend()).read()
+    vocabulary = WholeVocabulary(logits.shape[1], reference_backend())
+    first, second = TokenScores(logits, torch.tensor([2, 1]), wanted, vocabulary).read()
     expected = logits.log_softmax(-1)
     assert first is not None
     assert second is not None

@@ -27,15 +27,21 @@ class VocabParallelEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class VocabParallelHead:
-    """Scores of every token; rank r computes its rows of the vocabulary."""
+    """Scores of this rank's part of the vocabulary: tokens [rank * V', (rank + 1) * V'), V' being `width`."""
 
     weight: LinearWeight
     vocab_size: int
     group: TensorParallelGroup
 
+    @property
+    def width(self) -> int:
+        """V': the same on every rank; the last ranks' parts may reach beyond the vocabulary."""
+        return self.weight.out_features
+
     def __call__(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """hidden [R, E] → float32 [R, V], the same on every rank; written into `out` when that is given."""
+        """hidden [R, E] → float32 [R, V'], -inf beyond the vocabulary; written into `out` when that is given."""
         scores = linear(hidden, self.weight, None)
-        if out is None:
-            return self.group.all_gather(scores.to(torch.float32))[:, : self.vocab_size]
-        return out.copy_(self.group.all_gather(scores)[:, : self.vocab_size])
+        scores = scores.to(torch.float32) if out is None else out.copy_(scores)
+        if self.group.size > 1:
+            scores[:, max(self.vocab_size - self.group.rank * self.width, 0) :] = -torch.inf
+        return scores

@@ -91,7 +91,8 @@ class Decoder:
         return self.norm(*last.for_kept(residual, delta, cos_sin, batch, kv[-1], kept))
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """hidden [R, E], rows of what `forward` returned → float32 [R, V], written into `out` when that is given."""
+        """hidden [R, E], rows of what `forward` returned → this rank's float32 [R, V'], written into `out` when that is
+        given; see VocabParallelHead."""
         return self.head(hidden, out)
 
     def with_positions(self, max_positions: int) -> Decoder:

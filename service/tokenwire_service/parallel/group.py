@@ -30,6 +30,12 @@ class TensorParallelGroup:
             dist.all_reduce(x, group=self.process_group)
         return x
 
+    def all_max(self, x: Tensor) -> Tensor:
+        """Largest over ranks, element by element, in place; returns x, which must hold no NaN."""
+        if self.size > 1:
+            dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.process_group)
+        return x
+
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenation over ranks, in rank order, along the last dimension. x has the same shape on every rank."""
         if self.size == 1:

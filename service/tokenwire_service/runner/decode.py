@@ -1,5 +1,6 @@
 """The step in which every row computes its last token and draws the next: it needs next to nothing from the host, and
-is the one worth recording. Shapes: S rows.
+is the one worth recording. Shapes: S rows, V' tokens of the vocabulary that
+this rank holds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tokenwire_service.runner.kv_cache import KVCache
 from tokenwire_service.runner.sizing import EngineSizes
 from tokenwire_service.runner.step_graphs import StepGraphs
 from tokenwire_service.runner.transfer import upload_all
+from tokenwire_service.runner.vocabulary import Vocabulary
 
 
 class DecodeStep:
@@ -31,11 +33,18 @@ class DecodeStep:
     """
 
     def __init__(
-        self, decoder: Decoder, kv_cache: KVCache, slots: DeviceSlots, sizes: EngineSizes, graphs: StepGraphs
+        self,
+        decoder: Decoder,
+        kv_cache: KVCache,
+        slots: DeviceSlots,
+        vocabulary: Vocabulary,
+        sizes: EngineSizes,
+        graphs: StepGraphs,
     ) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._slots = slots
+        self._vocabulary = vocabulary
         self._sizes = sizes
         self._graphs = graphs
         rows, device = max(sizes.max_num_sequences, *graphs.bucket_sizes, 0), decoder.backend.device
@@ -48,7 +57,7 @@ class DecodeStep:
             torch.zeros(rows, dtype=torch.int64, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
         )
         if graphs.bucket_sizes:
-            self._logits = torch.empty((rows, decoder.spec.vocab_size), dtype=torch.float32, device=device)
+            self._logits = torch.empty((rows, vocabulary.width), dtype=torch.float32, device=device)
         self._loaded = np.empty(0, dtype=np.int64)
 
     @torch.inference_mode()
@@ -72,7 +81,7 @@ class DecodeStep:
         self._loaded = row_slots
 
     def forward(self) -> Tensor:
-        """float32 logits [S, V], good until the next call."""
+        """float32 logits [S, V'], good until the next call."""
         num_rows = len(self._loaded)
         size = self._padded(num_rows)
         if self._logits is not None:
@@ -141,7 +150,7 @@ class DecodeStep:
         slots, row_slots, backend = self._slots, self._row_slots[:size], self._decoder.backend
         columns = slots.sample_columns(row_slots, self._inputs.seq_lens[:size])
         token_ids, valid = self._choice.token_ids[:size], self._choice.valid[:size]
-        sample.sample_rows(self._logits[:size], columns, token_ids, valid, backend)
+        self._vocabulary.sample_rows(self._logits[:size], columns, token_ids, valid)
         slots.append(token_ids, row_slots, backend)
 
 

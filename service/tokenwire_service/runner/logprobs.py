@@ -5,47 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tokenwire_service.core.events import TokenLogprob
 from tokenwire_service.core.params import LogprobsParams
-from tokenwire_service.kernels import sample
-from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.runner.transfer import Download, upload
+from tokenwire_service.runner.vocabulary import Vocabulary
 
 
 class TokenScores:
     """Scores of R tokens, computed on construction and read when they have reached the host."""
 
-    def __init__(self, logits: Tensor, token_ids: Tensor, params: Sequence[LogprobsParams], backend: Backend) -> None:
-        """fp32 logits [R, V] before any edit, token_ids int64 [R]."""
+    def __init__(
+        self, logits: Tensor, token_ids: Tensor, params: Sequence[LogprobsParams], vocabulary: Vocabulary
+    ) -> None:
+        """fp32 logits [R, V'] before any edit, token_ids int64 [R]."""
         self._params = params
-        normalizer = sample.log_normalizer(logits, backend)
-        values = logits.gather(-1, token_ids.unsqueeze(-1))
-        best = logits.topk(min(max(p.top_n for p in params), logits.shape[-1]), dim=-1)
-        parts = [
-            normalizer.isfinite(),
-            values.squeeze(-1) - normalizer,
-            sample.ranks(logits, values, backend).squeeze(-1),
-            best.values - normalizer.unsqueeze(-1),
-            best.indices,
-        ]
+        tokens = token_ids.unsqueeze(-1)
         if any(p.token_ids for p in params):
-            named = logits.gather(-1, _padded([p.token_ids for p in params], logits))
-            parts += [named - normalizer.unsqueeze(-1), sample.ranks(logits, named, backend)]
+            tokens = torch.cat([tokens, _padded([p.token_ids for p in params], logits)], dim=-1)
+        found = vocabulary.score(logits, tokens, max(p.top_n for p in params))
+        normalizer = found.normalizer.unsqueeze(-1)
+        parts = [
+            found.normalizer.isfinite(),
+            found.values - normalizer,
+            found.ranks,
+            found.top_values - normalizer,
+            found.top_ids,
+        ]
         self._download = Download(parts)
 
     def read(self) -> list[TokenLogprob | None]:
         """One entry per row, None where the row is not finite."""
-        finite, logprobs, ranks, top_logprobs, top_ids, *named = [part.tolist() for part in self._download.read()]
-        named_logprobs, named_ranks = named or ([[]] * len(finite), [[]] * len(finite))
+        finite, logprobs, ranks, top_logprobs, top_ids = [part.tolist() for part in self._download.read()]
         return [
             TokenLogprob(
-                logprob=logprobs[row],
-                rank=ranks[row],
+                logprob=logprobs[row][0],
+                rank=ranks[row][0],
                 top_token_ids=(*_sorted(top_logprobs[row], top_ids[row])[: wanted.top_n], *wanted.token_ids),
-                top_logprobs=(*top_logprobs[row][: wanted.top_n], *named_logprobs[row][: len(wanted.token_ids)]),
-                top_ranks=(*_ranks(top_logprobs[row])[: wanted.top_n], *named_ranks[row][: len(wanted.token_ids)]),
+                top_logprobs=(*top_logprobs[row][: wanted.top_n], *logprobs[row][1 : 1 + len(wanted.token_ids)]),
+                top_ranks=(*_ranks(top_logprobs[row])[: wanted.top_n], *ranks[row][1 : 1 + len(wanted.token_ids)]),
             )
             if finite[row]
             else None

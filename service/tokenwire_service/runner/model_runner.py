@@ -28,6 +28,7 @@ from tokenwire_service.runner.step_rows import StepRows
 from tokenwire_service.runner.timing import Mark, StepTiming
 from tokenwire_service.runner.transfer import Download, upload_all
 from tokenwire_service.runner.verify import SpeculationLimits, VerifyStep
+from tokenwire_service.runner.vocabulary import make_vocabulary
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput
 
 _SCORING_BYTES = 32 << 20
@@ -60,8 +61,9 @@ class ModelRunner:
         self._device = decoder.backend.device
         self._state = SlotState(sizes, decoder.spec.vocab_size)
         self._slots = DeviceSlots(self._state.layout, self._device)
-        self._sampler = Sampler(self._state.sampling, decoder.backend)
-        self._decode_step = DecodeStep(decoder, kv_cache, self._slots, sizes, graphs)
+        self._vocabulary = make_vocabulary(decoder.head, decoder.backend)
+        self._sampler = Sampler(self._state.sampling, self._vocabulary)
+        self._decode_step = DecodeStep(decoder, kv_cache, self._slots, self._vocabulary, sizes, graphs)
         self._verify_step = VerifyStep(decoder, kv_cache, sizes, graphs, speculation)
         self._launched: list[LaunchedStep] = []
         """Steps whose results were not asked for yet."""
@@ -167,12 +169,12 @@ class ModelRunner:
         if wanted is None or first >= end:
             return PromptScores(row, 0, ())
         targets = self._slots.token_ids[slot, first:end].long()
-        chunk = max(1, _SCORING_BYTES // (4 * decoder.spec.vocab_size))
+        chunk = max(1, _SCORING_BYTES // (4 * self._vocabulary.width))
         pieces = []
         for at in range(0, len(targets), chunk):
             part = targets[at : at + chunk]
             logits = decoder.logits(hidden[at : at + len(part)])
-            pieces.append(TokenScores(logits, part, [wanted] * len(part), decoder.backend))
+            pieces.append(TokenScores(logits, part, [wanted] * len(part), self._vocabulary))
         return PromptScores(row, first, tuple(pieces))
 
     def _time(self, start: Mark, end: Mark, launch_s: float, read_s: float) -> None:

@@ -1,6 +1,6 @@
 """The step that verifies guesses: a few rows of a few tokens each, which is worth recording like a decode.
 
-Shapes: T packed tokens, S rows.
+Shapes: T packed tokens, S rows, V' tokens of the vocabulary that this rank holds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class VerifyStep:
         self._hidden: dict[tuple[int, int], Tensor] = {}
         self._logits: Tensor | None = None
         if self._row_buckets:
-            self._logits = torch.empty((tokens, decoder.spec.vocab_size), dtype=torch.float32, device=device)
+            self._logits = torch.empty((tokens, decoder.head.width), dtype=torch.float32, device=device)
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -76,7 +76,7 @@ class VerifyStep:
         )
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """float32 logits [T, V] of a step it takes, good until the next call."""
+        """float32 logits [T, V'] of a step it takes, good until the next call."""
         num_tokens, num_rows = len(batch.input_ids), len(batch.attention.seq_lens)
         key = self._padded(num_tokens, num_rows)
         self._load(batch, num_tokens, num_rows, *key)

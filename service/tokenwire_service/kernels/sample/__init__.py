@@ -15,6 +15,7 @@ from tokenwire_service.kernels.sample.params import (
     DrawParams,
     LogitEdits,
     Penalties,
+    RowScores,
     SampleColumns,
     Scores,
     TokenBias,
@@ -27,6 +28,7 @@ __all__ = [
     "DrawParams",
     "LogitEdits",
     "Penalties",
+    "RowScores",
     "SampleColumns",
     "Scores",
     "TokenBias",
@@ -54,6 +56,8 @@ def edit_logits(logits: Tensor, edits: LogitEdits, backend: Backend | None = Non
         _triton_edits.edit_logits(logits, edits)
     else:
         reference.edit_logits(logits, edits)
+    if edits.masked_rows is not None:
+        logits.index_fill_(0, edits.masked_rows, -torch.inf)
 
 
 def greedy(logits: Tensor, backend: Backend | None = None) -> Choice:

@@ -27,6 +27,21 @@ class Scores(NamedTuple):
     """int64 [S]: 1 for the likeliest."""
 
 
+class RowScores(NamedTuple):
+    """What J named tokens of each row, and its n likeliest, are worth."""
+
+    normalizer: Tensor
+    """fp32 [S]: a token's log-probability is its logit minus this."""
+    values: Tensor
+    """fp32 [S, J]: logits of the named tokens."""
+    top_values: Tensor
+    """fp32 [S, n], descending."""
+    top_ids: Tensor
+    """int64 [S, n]."""
+    ranks: Tensor
+    """int64 [S, J]: 1 + number of tokens with a larger logit."""
+
+
 class TokenMask(NamedTuple):
     """Pairs of row and token."""
 
@@ -89,6 +104,9 @@ class LogitEdits:
     forbidden: TokenMask | None = None
     allowed_bits: TokenBits | None = None
     """In rows that have a set, every other token is masked out."""
+    masked_rows: Tensor | None = None
+    """int64 [P]: rows in which every token is masked out, as where these logits are a part of the vocabulary that none
+    of the allowed tokens lies in."""
 
 
 @dataclass(frozen=True, slots=True)

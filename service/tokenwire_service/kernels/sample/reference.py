@@ -102,19 +102,25 @@ def _where(mask: Tensor) -> tuple[int, ...]:
 def filtered_weights(logits: Tensor, params: DrawParams) -> Tensor:
     """fp32 logits [S, V] (overwritten) → unnormalised probabilities after temperature and filters, the likeliest 1
     before filters, [S, V up to the next multiple of the tile]; what was dropped, and the padding, is 0."""
-    scaled = logits.sub_(logits.amax(dim=-1, keepdim=True))
-    scaled.div_(params.temperature.clamp_min(_MIN_TEMPERATURE).unsqueeze(-1))
-    weights = scaled.clamp_(min=_LEAST_EXPONENT).exp_()
-    if padding := -weights.shape[-1] % _TILE:
-        weights = torch.nn.functional.pad(weights, (0, padding))
-    _filter(weights, _keep_top_k, params.top_k, params.top_k_rows)
-    _filter(weights, _keep_typical, params.typical_p, params.typical_rows)
-    _filter(weights, _keep_top_p, params.top_p, params.top_p_rows)
-    _filter(weights, _keep_min_p, params.min_p, params.min_p_rows)
+    weights = weigh(logits, logits.amax(dim=-1, keepdim=True), params.temperature)
+    filter_rows(weights, _keep_top_k, params.top_k, params.top_k_rows)
+    filter_rows(weights, keep_typical, params.typical_p, params.typical_rows)
+    filter_rows(weights, _keep_top_p, params.top_p, params.top_p_rows)
+    filter_rows(weights, _keep_min_p, params.min_p, params.min_p_rows)
     return weights
 
 
-def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], None], values: Tensor, rows: tuple[int, ...]) -> None:
+def weigh(logits: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """fp32 logits [S, V] (overwritten), the likeliest's [S, 1], temperature [S] → weights as of filtered_weights,
+    before any filter."""
+    scaled = logits.sub_(best).div_(temperature.clamp_min(_MIN_TEMPERATURE).unsqueeze(-1))
+    weights = scaled.clamp_(min=_LEAST_EXPONENT).exp_()
+    if padding := -weights.shape[-1] % _TILE:
+        weights = torch.nn.functional.pad(weights, (0, padding))
+    return weights
+
+
+def filter_rows(weights: Tensor, keep: Callable[[Tensor, Tensor], None], values: Tensor, rows: tuple[int, ...]) -> None:
     """Apply `keep`, which zeroes what it drops, to the given rows in place; values [S] are its parameter."""
     if len(rows) == len(weights):
         keep(weights, values)
@@ -125,7 +131,7 @@ def _filter(weights: Tensor, keep: Callable[[Tensor, Tensor], None], values: Ten
         weights.index_copy_(0, index, part)
 
 
-def _drop_below(weights: Tensor, cuts: Tensor) -> None:
+def drop_below(weights: Tensor, cuts: Tensor) -> None:
     """weights [R, V] below their row's cut [R, 1] become 0. Row by row: several times faster on CPUs than a mask."""
     largest_dropped = cuts.nextafter(torch.zeros_like(cuts)).flatten().tolist()
     for row, value in zip(weights.unbind(), largest_dropped, strict=True):
@@ -184,11 +190,15 @@ def _keep_bits(logits: Tensor, allowed: TokenBits) -> None:
 def _keep_top_k(weights: Tensor, top_k: Tensor) -> None:
     """Drop what is below the k-th value (ties stay)."""
     limits = top_k.clamp(max=weights.shape[-1])
-    best = weights.topk(int(limits.max()), dim=-1).values
-    _drop_below(weights, best.gather(-1, (limits - 1).unsqueeze(-1)))
+    drop_below(weights, largest(weights, limits).gather(-1, (limits - 1).unsqueeze(-1)))
 
 
-def _keep_typical(weights: Tensor, typical_p: Tensor) -> None:
+def largest(values: Tensor, counts: Tensor) -> Tensor:
+    """values [S, V], counts int64 [S] → as many of the largest as any row has counts, in descending order."""
+    return values.topk(min(int(counts.max()), values.shape[-1]), dim=-1).values
+
+
+def keep_typical(weights: Tensor, typical_p: Tensor) -> None:
     """Keep the tokens whose surprise is nearest the entropy, up to a mass of typical_p."""
     p = weights.double()
     p /= p.cumsum(dim=-1)[:, -1:]
@@ -207,21 +217,30 @@ def _keep_top_p(weights: Tensor, top_p: Tensor) -> None:
     Only candidates are sorted. A token below (1 - top_p) / V of the mass is none: all of them together weigh less
     than what may be dropped. The same bound over the candidates leaves fewer.
     """
-    mass = _tile_masses(weights).sum(dim=-1)
+    mass = tile_masses(weights).sum(dim=-1)
     wanted = top_p.double() * mass
-    candidates, count = weights, torch.full_like(mass, weights.shape[-1])
-    for _ in range(2):
-        floor = (0.999 * (mass - wanted) / count).to(weights.dtype).clamp_min(_TINY)
-        candidates = _compact(candidates, candidates >= floor.unsqueeze(-1))
-        mass, count = candidates.double().sum(dim=-1), (candidates > 0).sum(dim=-1)
-    best = candidates.sort(dim=-1, descending=True).values
+    candidates = likely(weights, mass, wanted, torch.full_like(mass, weights.shape[-1]))
+    drop_below(weights, cut_at_mass(candidates, wanted))
+
+
+def likely(weights: Tensor, mass: Tensor, wanted: Tensor, count: Tensor) -> Tensor:
+    """weights [S, C], of rows of `count` tokens that weigh `mass`, float64 [S] each → those among which a cut that
+    keeps `wanted` lies, at the front of each row, [S, C'], the rest zero."""
+    floor = (0.999 * (mass - wanted) / count).to(weights.dtype).clamp_min(_TINY)
+    return _compact(weights, weights >= floor.unsqueeze(-1))
+
+
+def cut_at_mass(candidates: Tensor, wanted: Tensor) -> Tensor:
+    """Weight of the last of the likeliest candidates [S, C] that together reach `wanted` float64 [S]: [S, 1]."""
+    mass, count = candidates.double().sum(dim=-1), (candidates > 0).sum(dim=-1)
+    best = likely(candidates, mass, wanted, count).sort(dim=-1, descending=True).values
     last = (best.double().cumsum(dim=-1) < wanted.unsqueeze(-1)).sum(dim=-1, keepdim=True)
-    _drop_below(weights, best.gather(-1, last.clamp(max=best.shape[-1] - 1)))
+    return best.gather(-1, last.clamp(max=best.shape[-1] - 1))
 
 
 def _keep_min_p(weights: Tensor, min_p: Tensor) -> None:
     """Drop what is less likely than min_p times the likeliest that is left."""
-    _drop_below(weights, weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1))
+    drop_below(weights, weights.amax(dim=-1, keepdim=True) * min_p.unsqueeze(-1))
 
 
 def _compact(values: Tensor, mask: Tensor) -> Tensor:
@@ -235,26 +254,31 @@ def _compact(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, draws: Tensor) -> Tensor:
-    """Inverse of the cumulative weights [S, V] at draws [S] in (0, 1): by tiles, so that only one is summed finely."""
-    ends = _tile_masses(weights).cumsum(dim=-1)
-    target = draws * ends[:, -1]
-    tile = _first_above(ends, target)
+    """Inverse of the cumulative weights [S, V] at draws [S] in (0, 1)."""
+    ends = tile_masses(weights).cumsum(dim=-1)
+    return find(weights, ends, draws * ends[:, -1])
+
+
+def find(weights: Tensor, ends: Tensor, target: Tensor) -> Tensor:
+    """The first token, int64 [S], at which the cumulative weights [S, V] exceed target float64 [S], which must be below
+    the last of `ends`, the cumulative masses of the tiles: only one of them is summed finely."""
+    tile = first_above(ends, target)
     start = torch.where(tile > 0, ends.gather(-1, (tile - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
     rows = torch.arange(len(weights), device=weights.device)
     fine = weights.view(len(weights), -1, _TILE)[rows, tile].double()
     # The two sums may differ in the last bits: never run past the tile's last token of weight, to one that is masked.
     last = _TILE - 1 - (fine > _NOTHING).to(torch.int8).flip(-1).argmax(dim=-1)
-    within = torch.minimum(_first_above(fine.cumsum(dim=-1), (target - start).clamp(min=0.0)), last)
+    within = torch.minimum(first_above(fine.cumsum(dim=-1), (target - start).clamp(min=0.0)), last)
     return tile * _TILE + within
 
 
-def _tile_masses(weights: Tensor) -> Tensor:
+def tile_masses(weights: Tensor) -> Tensor:
     """[S, V] → float64 [S, V / tile]. Reduced over short tiles: over a whole row the order of summation, hence the last
     bits, would depend on how many rows there are."""
     return weights.view(len(weights), -1, _TILE).sum(dim=-1).double()
 
 
-def _first_above(ends: Tensor, target: Tensor) -> Tensor:
+def first_above(ends: Tensor, target: Tensor) -> Tensor:
     """Index of the first cumulative value above the target, int64 [S]; the last index when none is."""
     found: Tensor = torch.searchsorted(ends, target.unsqueeze(-1), right=True).squeeze(-1)
     return found.clamp(max=ends.shape[-1] - 1)
