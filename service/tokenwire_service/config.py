@@ -79,11 +79,11 @@ class EngineConfig:
     max_batch_prefill_tokens: int = flag(
         0, "Tokens computed in one step at most (longer prompts are chunked); 0 picks 512 on CPU, 8192 on GPU."
     )
-    long_prompt_chunk: int = flag(
-        0,
-        "Tokens of a step that prompts longer than --max-batch-prefill-tokens may take together while others decode: "
-        "small keeps the others' pace, large brings those prompts to their first token sooner; 0 picks 32 on CPU, "
-        "512 on GPU.",
+    max_decode_slowdown: float = flag(
+        1.8,
+        "How many times as long as without it a step may take in which others decode, when it computes some of a "
+        "prompt longer than --max-batch-prefill-tokens: small keeps the others' pace, large brings such prompts to "
+        "their first token sooner; 0 is no bound.",
     )
     max_batch_size: int = flag(0, "Sequences running at once; 0 picks 64 on CPU, 256 on GPU.")
     max_batch_total_tokens: int = flag(0, "Tokens the KV cache holds; 0 sizes it from free memory.")
@@ -203,7 +203,6 @@ def _check_engine(engine: EngineConfig) -> None:
     for name in (
         "max_total_tokens",
         "max_batch_prefill_tokens",
-        "long_prompt_chunk",
         "max_batch_size",
         "max_batch_total_tokens",
         "num_threads",
@@ -211,6 +210,10 @@ def _check_engine(engine: EngineConfig) -> None:
         _require(getattr(engine, name) >= 0, f"{_flag_name(name)} must be >= 0 (0 picks a default)")
     _require(0 <= engine.speculate <= MAX_SPECULATE, f"--speculate must be in 0..{MAX_SPECULATE} (0 is off)")
     _require(engine.speculate_max_batch >= 1, "--speculate-max-batch must be >= 1; --speculate 0 is off")
+    _require(
+        engine.max_decode_slowdown == 0 or 1 < engine.max_decode_slowdown < math.inf,
+        f"--max-decode-slowdown {engine.max_decode_slowdown:g}: use more than 1, or 0 for no bound",
+    )
     _require(0 < engine.step_timeout_s < math.inf, "--step-timeout-s must be > 0 and finite")
 
 

@@ -137,7 +137,7 @@ def test_a_tiny_pool_preempts_and_changes_no_token(depth: int, prefix_caching: b
 @pytest.mark.parametrize("depth", [1, 2])
 def test_five_hundred_starts_cancels_and_deadlines_leave_nothing_behind(depth: int) -> None:
     rng = random.Random(500 + depth)
-    world = World(make_limits(48, 4, 8, 12, 60, long_prompt_chunk=3), depth)
+    world = World(make_limits(48, 4, 8, 12, 60, max_decode_slowdown=1.5), depth)
     traffic = Traffic(cancel=0.5, deadline=0.6, time_limit=0.2, abort=0.1, finish_early=0.2, max_candidates=3)
     simulate(world, rng, traffic, num_requests=500)
     world.assert_transcripts()

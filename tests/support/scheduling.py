@@ -37,7 +37,7 @@ def make_limits(
     ageing_interval_s: float = 5.0,
     num_draft_tokens: int = 0,
     draft_max_batch: int = 4,
-    long_prompt_chunk: int = 1 << 31,
+    max_decode_slowdown: float = 0.0,
 ) -> SchedulerLimits:
     return SchedulerLimits(
         num_blocks,
@@ -49,7 +49,7 @@ def make_limits(
         ageing_interval_s,
         num_draft_tokens=num_draft_tokens,
         draft_max_batch=draft_max_batch,
-        long_prompt_chunk=long_prompt_chunk,
+        max_decode_slowdown=max_decode_slowdown,
     )
 
 

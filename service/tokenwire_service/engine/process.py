@@ -71,7 +71,7 @@ def _load(
             worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching),
             num_draft_tokens=config.speculate,
             draft_max_batch=config.speculate_max_batch,
-            long_prompt_chunk=config.long_prompt_chunk or (512 if worker.device.type == "cuda" else 32),
+            max_decode_slowdown=config.max_decode_slowdown,
         )
         return worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config)
     except StartupError as error:

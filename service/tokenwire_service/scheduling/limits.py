@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tokenwire_service.core.params import Request
@@ -30,17 +31,20 @@ class SchedulerLimits:
     """Guesses verified with a sequence's next token at most; 0 is no speculation."""
     draft_max_batch: int = 4
     """No guesses while more sequences run than this: a full batch has no idle arithmetic to verify them with."""
-    long_prompt_chunk: int = 1 << 31
-    """Tokens that prompts too long for one step take of a step in which others decode or wait, all of them together."""
+    max_decode_slowdown: float = 0.0
+    """Of a step in which sequences decode, by the prompts too long for one step that are computed beside them: its time
+    in steps without. More than 1, or 0 for no bound."""
 
     def __post_init__(self) -> None:
         sizes = ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens")
-        for name in (*sizes, "long_prompt_chunk"):
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1")
         for name in ("num_draft_tokens", "draft_max_batch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0")
+        if self.max_decode_slowdown and not 1 < self.max_decode_slowdown < math.inf:
+            raise ValueError("max_decode_slowdown must be > 1 and finite, or 0")
         if not self.ageing_interval_s > 0:
             raise ValueError("ageing_interval_s must be > 0")
 

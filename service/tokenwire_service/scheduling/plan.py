@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokenwire_service.scheduling.output import ScheduledSlot, SlotJoin
+from tokenwire_service.scheduling.pace import StepLoad
 from tokenwire_service.scheduling.sequence import Sequence
 
 
@@ -19,6 +20,14 @@ class StepPlan:
     rows: list[ScheduledSlot] = field(default_factory=list)
     owners: list[tuple[Sequence, int]] = field(default_factory=list)
     """The sequence of each row, and its epoch."""
+    num_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_long_prompt_tokens: int = 0
+
+    @property
+    def load(self) -> StepLoad:
+        decode, long_prompts = self.num_decode_tokens, self.num_long_prompt_tokens
+        return StepLoad(decode, long_prompts, self.num_tokens - decode - long_prompts)
 
     def compute(self, sequence: Sequence, num_tokens: int, new_block_ids: tuple[int, ...] = ()) -> None:
         """Add a row for the sequence's next `num_tokens` tokens and count them as computed."""
@@ -28,7 +37,7 @@ class StepPlan:
         scores = sequence.num_scored_tokens < min(end + 1, sequence.num_prompt_tokens)
         self.rows.append(ScheduledSlot(sequence.slot, start, num_tokens, new_block_ids, samples, scores))
         self.owners.append((sequence, sequence.epoch))
-        self.budget -= num_tokens
+        self._count(num_tokens)
         sequence.num_computed_tokens = end
         if samples:
             sequence.num_tokens += 1
@@ -41,10 +50,14 @@ class StepPlan:
             ScheduledSlot(sequence.slot, start, 1 + num_drafts, new_block_ids, True, False, draft_token_ids)
         )
         self.owners.append((sequence, sequence.epoch))
-        self.budget -= 1 + num_drafts
+        self._count(1 + num_drafts)
         sequence.num_computed_tokens = start + 1
         sequence.num_tokens += 1
         sequence.num_draft_tokens = num_drafts
+
+    def _count(self, num_tokens: int) -> None:
+        self.budget -= num_tokens
+        self.num_tokens += num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class StepInFlight:
 
     step_id: int
     start_time: float
+    load: StepLoad
     owners: list[tuple[Sequence, int]]
 
 

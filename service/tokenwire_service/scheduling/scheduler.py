@@ -30,13 +30,14 @@ from tokenwire_service.core.events import (
 from tokenwire_service.core.params import Request
 from tokenwire_service.errors import InvalidParameterError
 from tokenwire_service.scheduling.block_manager import BlockManager
-from tokenwire_service.scheduling.lazy_heap import LazyHeap
 from tokenwire_service.scheduling.limits import SchedulerLimits
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotResult, StepResult
+from tokenwire_service.scheduling.pace import Pace
 from tokenwire_service.scheduling.plan import StepInFlight, StepPlan, join_of
 from tokenwire_service.scheduling.request_book import RequestBook, Timer
 from tokenwire_service.scheduling.sequence import RequestState, Sequence, SequenceStatus, make_request_state
 from tokenwire_service.scheduling.speculation import Speculation
+from tokenwire_service.scheduling.waiting_queue import WaitingQueue
 
 _by_rank = attrgetter("rank")
 
@@ -59,8 +60,8 @@ class Scheduler:
         )
         self._book = RequestBook()
         self._speculation = Speculation(limits, self._blocks, self._book)
-        self._waiting: LazyHeap[Sequence] = LazyHeap(_is_waiting)
-        self._num_waiting_tokens = 0
+        self._pace = Pace(limits.max_decode_slowdown, limits.max_batch_prefill_tokens)
+        self._waiting = WaitingQueue(self._blocks, limits.block_size)
         self._running: list[Sequence] = []
         """Sorted by rank: the last one is preempted first."""
         self._free_slots = list(range(limits.num_slots))
@@ -72,6 +73,7 @@ class Scheduler:
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
         self._step_time_s = 0.0
+        self._updated_time = 0.0
 
     def add(self, request: Request, now: float) -> None:
         """Queue a request. Raises InvalidParameterError for one that could never run, or whose id is in use."""
@@ -84,7 +86,7 @@ class Scheduler:
         self._book.open(state)
         ready = state.sequences[:1] if self._shares_prompt(state) else state.sequences
         for sequence in ready:
-            self._wait(sequence)
+            self._waiting.push(sequence)
 
     def abort(self, request_id: str, reason: FailureReason | None) -> bool:
         """End a request now: `Failed` with `reason`, or silently when None (its caller went away).
@@ -131,11 +133,9 @@ class Scheduler:
         self.drop_expired(now)
         plan = StepPlan(self._limits.max_batch_prefill_tokens, self._limits.max_batch_prefill_tokens)
         prefills = self._plan_decodes(plan)
-        if plan.rows or self._has_short_prompts(prefills):
-            plan.long_budget = min(plan.budget, self._limits.long_prompt_chunk)
+        self._bound_long_prompts(plan, prefills)
         for sequence in prefills:
-            if num_tokens := self._chunk(plan, sequence):
-                plan.compute(sequence, num_tokens)
+            self._prefill(plan, sequence)
         self._plan_joins(plan)
         return self._commit(plan)
 
@@ -183,7 +183,7 @@ class Scheduler:
         return EngineStats(
             num_running=len(self._running),
             num_waiting=self._book.num_live_candidates - len(self._running),
-            waiting_tokens=self._num_waiting_tokens,
+            waiting_tokens=self._waiting.num_tokens,
             num_blocks=self._blocks.num_blocks,
             num_free_blocks=self._blocks.num_free_blocks,
             num_cached_blocks=self._blocks.num_cached_blocks,
@@ -208,10 +208,7 @@ class Scheduler:
         live = [sequence for state in self._book.states() for sequence in state.live_sequences()]
         by_status = {status: [s for s in live if s.status is status] for status in SequenceStatus}
         assert set(by_status[SequenceStatus.RUNNING]) == set(self._running), "running sequences lost"
-        waiting = list(self._waiting)
-        assert len(waiting) == len(self._waiting), "queue miscounted"
-        assert set(by_status[SequenceStatus.WAITING]) == set(waiting), "waiting sequences lost"
-        assert self._num_waiting_tokens == sum(s.num_waiting_tokens for s in waiting), "waiting tokens miscounted"
+        self._waiting.check_integrity(by_status[SequenceStatus.WAITING])
         assert self._book.num_live_candidates == len(live), "live candidates miscounted"
         for state in self._book.states():
             assert state.num_live == len(state.live_sequences()) > 0, "a request without live candidates"
@@ -224,24 +221,13 @@ class Scheduler:
         has_full_block = len(request.prompt_token_ids) > self._limits.block_size
         return self._limits.prefix_caching and not request.cache.bypass and has_full_block
 
-    def _wait(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        num_cached = len(self._blocks.find_prefix(sequence)) * self._limits.block_size
-        sequence.num_waiting_tokens = len(sequence.token_ids) - num_cached
-        self._num_waiting_tokens += sequence.num_waiting_tokens
-        self._waiting.push(sequence.rank, sequence)
-
-    def _stop_waiting(self, sequence: Sequence) -> None:
-        self._num_waiting_tokens -= sequence.num_waiting_tokens
-        sequence.num_waiting_tokens = 0
-
     def _release_held(self, leader: Sequence) -> None:
         """Let the candidates that waited for `leader`'s prompt go on, with its digests."""
         num_shared = leader.num_prompt_tokens // self._limits.block_size
         for sequence in leader.state.sequences:
             if sequence.status is SequenceStatus.HELD:
                 sequence.block_hashes = leader.block_hashes[:num_shared]
-                self._wait(sequence)
+                self._waiting.push(sequence)
 
     def _plan_decodes(self, plan: StepPlan) -> list[Sequence]:
         """Add a row for every running sequence with one token to go; return those with more, the prefills."""
@@ -278,16 +264,24 @@ class Scheduler:
         self._num_preemptions += 1
         sequence.state.num_preemptions += 1
         self._vacate(sequence, SequenceStatus.WAITING)
-        self._wait(sequence)
+        self._waiting.push(sequence)
+
+    def _bound_long_prompts(self, plan: StepPlan, prefills: list[Sequence]) -> None:
+        """Set the part that long prompts share of a step in which others decode, or short prompts are computed."""
+        plan.num_decode_tokens = plan.num_tokens
+        head = self._waiting.head()
+        candidates = prefills if head is None else [*prefills, head]
+        has_short_prompts = not all(self._limits.is_long(sequence.num_tokens) for sequence in candidates)
+        if candidates and (plan.rows or has_short_prompts):
+            bound = self._pace.long_prompt_tokens(plan.num_tokens, beside_short_prompts=has_short_prompts)
+            plan.long_budget = min(plan.budget, bound)
 
     def _plan_joins(self, plan: StepPlan) -> None:
-        while plan.budget and self._free_slots and (head := self._waiting.peek()) is not None:
-            sequence = head[1]
+        while plan.budget and self._free_slots and (sequence := self._waiting.head()) is not None:
             # One block to spare for each that runs, so that joining does not soon preempt.
             if not self._blocks.open_table(sequence, num_spare=len(self._running)):
                 return
             self._waiting.pop()
-            self._stop_waiting(sequence)
             sequence.status = SequenceStatus.RUNNING
             sequence.slot = heapq.heappop(self._free_slots)
             insort(self._running, sequence, key=_by_rank)
@@ -295,27 +289,24 @@ class Scheduler:
                 self._num_prompt_tokens += sequence.num_prompt_tokens
                 self._book.admit(sequence.state, sequence.num_computed_tokens)
             plan.joins.append(join_of(sequence))
-            plan.compute(sequence, max(self._chunk(plan, sequence), 1))
+            self._prefill(plan, sequence, least=1)
 
-    def _has_short_prompts(self, prefills: list[Sequence]) -> bool:
-        """Whether a prompt that fits one step is among these, or next in the queue."""
-        candidates = prefills if (head := self._waiting.peek()) is None else [*prefills, head[1]]
-        return not all(self._limits.is_long(sequence.num_tokens) for sequence in candidates)
-
-    def _chunk(self, plan: StepPlan, sequence: Sequence) -> int:
-        """Tokens of it in this step. Long prompts share a small part of a step that others need."""
+    def _prefill(self, plan: StepPlan, sequence: Sequence, least: int = 0) -> None:
+        """Compute what the step has room for of its tokens, `least` at least."""
         num_tokens = min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens)
         if self._limits.is_long(sequence.num_tokens):
-            num_tokens = min(num_tokens, plan.long_budget)
-            plan.long_budget -= num_tokens
-        return num_tokens
+            num_tokens = max(min(num_tokens, plan.long_budget), least)
+            plan.long_budget = max(plan.long_budget - num_tokens, 0)
+            plan.num_long_prompt_tokens += num_tokens
+        if num_tokens:
+            plan.compute(sequence, num_tokens)
 
     def _commit(self, plan: StepPlan) -> SchedulerOutput:
         step_id = self._num_scheduled
         self._num_scheduled += 1
         if plan.rows:
             self._num_steps += 1
-            self._in_flight.append(StepInFlight(step_id, self._book.now, plan.owners))
+            self._in_flight.append(StepInFlight(step_id, self._book.now, plan.load, plan.owners))
         leaves, self._leaves = tuple(self._leaves), []
         return SchedulerOutput(step_id, leaves, tuple(plan.joins), tuple(plan.rows))
 
@@ -324,6 +315,8 @@ class Scheduler:
             raise ValueError(f"step {output.step_id} with results of {result.step_id}: not the oldest step in flight")
         step = self._in_flight.popleft()
         self._step_time_s = now - step.start_time
+        self._pace.learn(step.load, now - max(step.start_time, self._updated_time))
+        self._updated_time = now
         results = {slot_result.slot: slot_result for slot_result in result.slots}
         for row, (sequence, epoch) in zip(output.scheduled, step.owners, strict=True):
             if sequence.epoch == epoch:
@@ -371,7 +364,7 @@ class Scheduler:
         state = sequence.state
         self._book.end_candidate(state)
         if state.live and all(s.status is SequenceStatus.HELD for s in state.live_sequences()):
-            self._wait(state.live_sequences()[0])
+            self._waiting.push(state.live_sequences()[0])
 
     def _withdraw_all(self, state: RequestState) -> None:
         for sequence in state.live_sequences():
@@ -382,11 +375,9 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             self._vacate(sequence, SequenceStatus.ENDED)
             return
-        was_waiting = sequence.status is SequenceStatus.WAITING
+        if sequence.status is SequenceStatus.WAITING:
+            self._waiting.end(sequence)
         sequence.status = SequenceStatus.ENDED
-        if was_waiting:
-            self._stop_waiting(sequence)
-            self._waiting.note_stale()
 
     def _vacate(self, sequence: Sequence, status: SequenceStatus) -> None:
         self._running.remove(sequence)
@@ -394,7 +385,3 @@ class Scheduler:
         heapq.heappush(self._free_slots, sequence.slot)
         self._leaves.append(sequence.slot)
         sequence.leave_slot(status)
-
-
-def _is_waiting(sequence: Sequence) -> bool:
-    return sequence.status is SequenceStatus.WAITING

@@ -38,7 +38,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_caching,
             num_draft_tokens=num_draft_tokens,
             draft_max_batch=draft_max_batch,
-            long_prompt_chunk=2,
+            max_decode_slowdown=1.5,
         )
         self.world = World(limits, depth=1_000)
 

@@ -363,7 +363,7 @@ class EngineLimits(message.Message):
     SPECULATE_MAX_BATCH_FIELD_NUMBER: builtins.int
     QUANTIZE_FIELD_NUMBER: builtins.int
     KV_CACHE_DTYPE_FIELD_NUMBER: builtins.int
-    LONG_PROMPT_CHUNK_FIELD_NUMBER: builtins.int
+    MAX_DECODE_SLOWDOWN_FIELD_NUMBER: builtins.int
     num_shard: builtins.int
     """Number of tensor-parallel ranks."""
     max_total_tokens: builtins.int
@@ -394,8 +394,8 @@ class EngineLimits(message.Message):
     """How weights are quantized while loading; empty: not at all."""
     kv_cache_dtype: builtins.str
     """Type that keys and values are kept in; 'auto' picks."""
-    long_prompt_chunk: builtins.int
-    """Tokens of a step that long prompts may take beside others; 0 picks."""
+    max_decode_slowdown: builtins.float
+    """Time of a step that decodes beside a long prompt, in steps without one; 0 is no bound."""
     def __init__(
         self,
         *,
@@ -414,11 +414,11 @@ class EngineLimits(message.Message):
         speculate_max_batch: builtins.int = ...,
         quantize: builtins.str = ...,
         kv_cache_dtype: builtins.str = ...,
-        long_prompt_chunk: builtins.int = ...,
+        max_decode_slowdown: builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "device", b"device", "kv_cache_dtype", b"kv_cache_dtype", "kv_cache_memory_fraction", b"kv_cache_memory_fraction", "long_prompt_chunk", b"long_prompt_chunk", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_batch_total_tokens", b"max_batch_total_tokens", "max_total_tokens", b"max_total_tokens", "num_shard", b"num_shard", "num_threads", b"num_threads", "prefix_caching", b"prefix_caching", "quantize", b"quantize", "speculate", b"speculate", "speculate_max_batch", b"speculate_max_batch", "step_timeout_s", b"step_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["block_size", b"block_size", "device", b"device", "kv_cache_dtype", b"kv_cache_dtype", "kv_cache_memory_fraction", b"kv_cache_memory_fraction", "max_batch_prefill_tokens", b"max_batch_prefill_tokens", "max_batch_size", b"max_batch_size", "max_batch_total_tokens", b"max_batch_total_tokens", "max_decode_slowdown", b"max_decode_slowdown", "max_total_tokens", b"max_total_tokens", "num_shard", b"num_shard", "num_threads", b"num_threads", "prefix_caching", b"prefix_caching", "quantize", b"quantize", "speculate", b"speculate", "speculate_max_batch", b"speculate_max_batch", "step_timeout_s", b"step_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
