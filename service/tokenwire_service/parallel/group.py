@@ -40,8 +40,9 @@ class TensorParallelGroup:
         """Concatenation over ranks, in rank order, along the last dimension. x has the same shape on every rank."""
         if self.size == 1:
             return x
+        x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.process_group)
+        dist.all_gather(parts, x, group=self.process_group)
         return torch.cat(parts, dim=-1)
 
     def split(self, total: int) -> slice:

@@ -38,7 +38,8 @@ def draw(logits: Tensor, params: DrawParams, group: TensorParallelGroup) -> Choi
     weights = reference.weigh(logits, best.to(logits.dtype), params.temperature)
     _filter(weights, logits.shape[-1], params, group)
     draws = uniform(params.seed, params.candidate, params.position)
-    return Choice(_invert(weights, draws, logits.shape[-1], group), best.isfinite().squeeze(-1))
+    valid = best.isfinite().squeeze(-1)
+    return Choice(torch.where(valid, invert(weights, draws, logits.shape[-1], group), 0), valid)
 
 
 def score(logits: Tensor, token_ids: Tensor, top_n: int, group: TensorParallelGroup) -> RowScores:
@@ -94,8 +95,10 @@ def _filter(weights: Tensor, width: int, params: DrawParams, group: TensorParall
     reference.filter_rows(weights, keep_min_p, params.min_p, params.min_p_rows)
 
 
-def _invert(weights: Tensor, draws: Tensor, width: int, group: TensorParallelGroup) -> Tensor:
-    """As reference.invert: every rank knows every rank's mass, and the one that holds the target answers."""
+def invert(weights: Tensor, draws: Tensor, width: int, group: TensorParallelGroup) -> Tensor:
+    """The first token, int64 [S], at which the cumulative weights of all ranks, of which this one has [S, V' up to the
+    next multiple of the tile], exceed the share draws float64 [S] of their sum: every rank knows every rank's mass, and
+    the one that holds the target answers."""
     ends = reference.tile_masses(weights).cumsum(dim=-1)
     ranks_end = group.all_gather(ends[:, -1:]).cumsum(dim=-1)
     target = draws * ranks_end[:, -1]
