@@ -21,6 +21,7 @@ library's own default, about a millisecond, makes a step 3 to 10 times slower wh
 MAX_MESSAGE_BYTES = 2**31 - 1
 """What gRPC can be told; protobuf takes no larger message either."""
 MAX_SPECULATE = 16
+MAX_SHARDS = 1024
 KV_CACHE_DTYPES = (*DTYPES, "fp8_e4m3fn")
 QUANTIZATIONS = ("none", "int8")
 """Values `--quantize` takes."""
@@ -62,7 +63,11 @@ class ModelConfig:
 class EngineConfig:
     """How the engine runs, and limits of the batch, the cache and a sequence."""
 
-    num_shard: int = flag(1, "Number of tensor-parallel ranks.")
+    num_shard: int = flag(
+        0,
+        "Tensor-parallel ranks: the model is cut over so many GPUs, or parts of the CPU; 0 takes one for each visible "
+        "GPU, 1 without a GPU, and under torchrun its number of processes.",
+    )
     quantize: str = flag(
         "none",
         "Quantize weights while loading: int8 (CPU; 8 bits, a scale for each 32 weights); none holds them in --dtype.",
@@ -197,7 +202,7 @@ def _check_engine(engine: EngineConfig) -> None:
         f"--kv-cache-dtype {engine.kv_cache_dtype}: use one of {', '.join(KV_CACHE_DTYPES)}",
     )
     _require(engine.device in DEVICES, f"--device {engine.device}: use one of {', '.join(DEVICES)}")
-    _require(engine.num_shard == 1, f"--num-shard {engine.num_shard}: only 1 is supported yet")
+    _require(0 <= engine.num_shard <= MAX_SHARDS, f"--num-shard must be in 0..{MAX_SHARDS} (0 picks)")
     _require(engine.block_size in (16, 32, 64, 128), f"--block-size {engine.block_size}: use 16, 32, 64 or 128")
     _require(0.0 < engine.kv_cache_memory_fraction <= 1.0, "--kv-cache-memory-fraction must be in (0, 1]")
     for name in (

@@ -11,6 +11,7 @@ from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.events import EngineStats
 from tokenwire_service.core.params import CacheParams, LogprobsParams, Request, SamplingParams, StoppingParams
 from tokenwire_service.engine.client import EngineInfo
+from tokenwire_service.parallel.identity import RankIdentity
 from tokenwire_service.weights.resolved import GenerationDefaults, ModelKind, ResolvedModel
 
 _SEED_MASK = (1 << 64) - 1
@@ -64,7 +65,10 @@ def request_from_pb(message: pb.Submission) -> Request:
     )
 
 
-def configure_to_pb(resolved: ResolvedModel, dtype: str, config: EngineConfig) -> pb.Configure:
+def configure_to_pb(
+    resolved: ResolvedModel, dtype: str, config: EngineConfig, identity: RankIdentity | None = None
+) -> pb.Configure:
+    """`identity`: given to a process that others start the remaining ranks for."""
     return pb.Configure(
         model=pb.Model(
             model_id=resolved.model_id,
@@ -76,6 +80,7 @@ def configure_to_pb(resolved: ResolvedModel, dtype: str, config: EngineConfig) -
             dtype=dtype,
         ),
         limits=pb.EngineLimits(**dataclasses.asdict(config)),
+        place=None if identity is None else place_to_pb(identity),
     )
 
 
@@ -93,6 +98,14 @@ def configure_from_pb(message: pb.Configure) -> tuple[ResolvedModel, str, Engine
     )
     limits = {field.name: getattr(message.limits, field.name) for field in dataclasses.fields(EngineConfig)}
     return resolved, model.dtype, EngineConfig(**limits)
+
+
+def place_to_pb(identity: RankIdentity) -> pb.RankPlace:
+    return pb.RankPlace(**dataclasses.asdict(identity))
+
+
+def place_from_pb(message: pb.RankPlace) -> RankIdentity:
+    return RankIdentity(**{field.name: getattr(message, field.name) for field in dataclasses.fields(RankIdentity)})
 
 
 def info_to_pb(info: EngineInfo) -> pb.Ready:

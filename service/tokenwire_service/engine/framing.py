@@ -25,8 +25,9 @@ def encode_frame(payload: bytes) -> bytes:
 class FrameDecoder:
     """Takes bytes as they come and gives whole frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
+        self._max_bytes = max_bytes
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Payloads completed by `data`. Raises FramingError for an impossible length."""
@@ -34,8 +35,8 @@ class FrameDecoder:
         start = 0
         while len(self._buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise FramingError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+            if length > self._max_bytes:
+                raise FramingError(f"a frame of {length} bytes is over the limit of {self._max_bytes}")
             end = start + _LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -11,22 +11,30 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tokenwire.engine.v1alpha import engine_pb2 as pb
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.logging import configure_logging
 from tokenwire_service.engine.client import EngineInfo
-from tokenwire_service.engine.codec import configure_from_pb, info_to_pb
+from tokenwire_service.engine.codec import configure_from_pb, info_to_pb, place_from_pb
 from tokenwire_service.engine.engine import Engine
 from tokenwire_service.engine.inbox import Outbox, SocketInbox
+from tokenwire_service.engine.rank_group import RankGroup, local_identity
 from tokenwire_service.errors import StartupError
-from tokenwire_service.runner.executor import LocalExecutor
+from tokenwire_service.runner.executor import Executor, LocalExecutor, ShardedExecutor
+from tokenwire_service.runner.machine import choose_device, choose_num_shards
+from tokenwire_service.runner.threaded_executor import ThreadedExecutor
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import CallbackTask, ProgressTask
+
+_SIGN_S = 1.0
+"""How often this process says that it lives."""
 
 
 def main(arguments: list[str]) -> int:
@@ -38,52 +46,111 @@ def main(arguments: list[str]) -> int:
     logger = logging.getLogger("tokenwire_service.engine")
     connection = socket.socket(fileno=int(descriptor))
     inbox, outbox = SocketInbox(connection, logger), Outbox(connection)
+    threading.Thread(target=_give_signs_of_life, args=(outbox,), name="alive", daemon=True).start()
     configuration = inbox.configuration()
     if configuration is None:
         return 0
-    loaded = _load(configuration, outbox, logger)
+    loaded = _load(configuration, outbox, arguments[2:], logger)
     if loaded is None:
         return 1
-    worker, scheduler, info = loaded
     # What loading left behind lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    outbox.send(pb.EngineMessage(ready=info_to_pb(info)))
-    executor = LocalExecutor(worker)
+    outbox.send(pb.EngineMessage(ready=info_to_pb(loaded.info)))
+    executor = loaded.make_executor()
     try:
-        Engine(scheduler, executor, inbox, outbox.publish, logger=logger).run()
+        Engine(loaded.scheduler, executor, inbox, outbox.publish, logger=logger).run()
     except Exception:
         logger.critical("the engine cannot go on", exc_info=True)
+        if loaded.ranks is not None:
+            loaded.ranks.fail("cannot go on")
         return 1
-    finally:
-        executor.close()
+    executor.close()
+    if loaded.ranks is not None:
+        loaded.ranks.close()
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    worker: Worker
+    scheduler: Scheduler
+    info: EngineInfo
+    ranks: RankGroup | None
+    """The others, if there are any."""
+
+    def make_executor(self) -> Executor:
+        local = LocalExecutor(self.worker)
+        if self.ranks is None:
+            return local
+        threaded = local if self.worker.runs_ahead else ThreadedExecutor(self.worker)
+        return ShardedExecutor(threaded, self.ranks.plans, self.ranks.fail)
+
+
 def _load(
-    configuration: pb.Configure, outbox: Outbox, logger: logging.Logger
-) -> tuple[Worker, Scheduler, EngineInfo] | None:
+    configuration: pb.Configure, outbox: Outbox, log_arguments: Sequence[str], logger: logging.Logger
+) -> _Loaded | None:
     """None when it failed, which the frontend was told then."""
+    ranks: RankGroup | None = None
+
+    def report(failure: pb.StartupFailure) -> None:
+        outbox.send(pb.EngineMessage(startup_failure=failure))
+
     try:
-        resolved, dtype, config = configure_from_pb(configuration)
-        worker = Worker(resolved, dtype, config, _SocketProgress(outbox))
-        limits = replace(
-            worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching),
-            num_draft_tokens=config.speculate,
-            draft_max_batch=config.speculate_max_batch,
-            max_decode_slowdown=config.max_decode_slowdown,
-        )
-        return worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config)
+        ranks = _open_group(configuration, report, logger)
+        if ranks is not None:
+            ranks.form(configuration, log_arguments, spawn=not configuration.HasField("place"))
+        return _load_model(configuration, outbox, ranks)
     except StartupError as error:
         failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))
     except Exception as error:
+        if ranks is not None:
+            ranks.let_others_speak()
         logger.exception("loading failed")
         first_line = (str(error).splitlines() or [""])[0][:300]
         failure = pb.StartupFailure(
             kind="StartupError", message=f"loading the model failed: {type(error).__name__}: {first_line}"
         )
-    outbox.send(pb.EngineMessage(startup_failure=failure))
+    report(failure)
+    if ranks is not None:
+        ranks.close(refused=f"rank 0 cannot start: {failure.message}")
     return None
+
+
+def _open_group(
+    configuration: pb.Configure, report: Callable[[pb.StartupFailure], None], logger: logging.Logger
+) -> RankGroup | None:
+    """None where this is the only rank; `configuration` says how many there are afterwards. Raises StartupError."""
+    if configuration.HasField("place"):
+        identity = place_from_pb(configuration.place)
+    else:
+        identity = local_identity(choose_num_shards(configuration.limits.num_shard, configuration.limits.device))
+    configuration.limits.num_shard = identity.size
+    return None if identity.size == 1 else RankGroup(identity, report, logger)
+
+
+def _load_model(configuration: pb.Configure, outbox: Outbox, ranks: RankGroup | None) -> _Loaded:
+    """Raises StartupError, and whatever torch does."""
+    resolved, dtype, config = configure_from_pb(configuration)
+    progress = _SocketProgress(outbox)
+    if ranks is None:
+        worker = Worker(resolved, dtype, config, progress)
+    else:
+        group = ranks.join(choose_device(config.device, ranks.identity.local_rank))
+        worker = Worker(resolved, dtype, config, progress, group, ranks.identity)
+    limits = replace(
+        worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching),
+        num_draft_tokens=config.speculate,
+        draft_max_batch=config.speculate_max_batch,
+        max_decode_slowdown=config.max_decode_slowdown,
+    )
+    return _Loaded(worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config), ranks)
+
+
+def _give_signs_of_life(outbox: Outbox) -> None:
+    while True:
+        outbox.send(pb.EngineMessage(alive=True))
+        time.sleep(_SIGN_S)
 
 
 def _info(worker: Worker, config: EngineConfig) -> EngineInfo:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+from tokenwire_service.parallel.plan_channel import PlanSender
+from tokenwire_service.runner.step_plan import encode
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import SchedulerOutput, StepResult
 
@@ -42,10 +45,55 @@ class LocalExecutor:
 
     @property
     def runs_ahead(self) -> bool:
-        return self._worker.device.type == "cuda"
+        return self._worker.runs_ahead
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         return self._worker.launch(output)
 
     def close(self) -> None:
         """Nothing to end: the worker goes with the process."""
+
+
+class ShardedExecutor:
+    """Many ranks: the plan is on its way to the others before this one begins with it.
+
+    One rank that fails leaves the others waiting for it: `fail`, which does not return, ends them all.
+    """
+
+    def __init__(self, local: Executor, plans: PlanSender, fail: Callable[[str], None]) -> None:
+        """`local` computes rank 0's part."""
+        self._local = local
+        self._plans = plans
+        self._fail = fail
+
+    @property
+    def runs_ahead(self) -> bool:
+        return self._local.runs_ahead
+
+    def launch(self, output: SchedulerOutput) -> PendingStep:
+        if not (output.scheduled or output.joins or output.leaves):
+            return self._local.launch(output)
+        try:
+            self._plans.send(encode(output))
+            return _OrFail(self._local.launch(output), self._fail)
+        except Exception as error:
+            self._fail(f"failed in step {output.step_id}: {type(error).__name__}: {error}")
+            raise
+
+    def close(self) -> None:
+        self._plans.close()
+        self._local.close()
+
+
+class _OrFail:
+    def __init__(self, pending: PendingStep, fail: Callable[[str], None]) -> None:
+        self._pending = pending
+        self._fail = fail
+
+    def result(self) -> StepResult:
+        """See PendingStep.result."""
+        try:
+            return self._pending.result()
+        except Exception as error:
+            self._fail(f"failed in a step: {type(error).__name__}: {error}")
+            raise

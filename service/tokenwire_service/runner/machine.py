@@ -25,6 +25,16 @@ def choose_device(name: str, rank: int = 0) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def choose_num_shards(asked: int, device: str) -> int:
+    """Ranks on this machine; 0 asks for one for each visible GPU. Raises ConfigError when there are fewer GPUs."""
+    num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if asked > num_gpus > 0:
+        raise ConfigError(
+            f"--num-shard {asked}: {num_gpus} GPUs are visible (see CUDA_VISIBLE_DEVICES); lower it, or use --device cpu"
+        )
+    return asked or max(1, num_gpus)
+
+
 def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int:
     """Memory a new allocation on `device` may take. `root` is where /proc and /sys are found."""
     if device.type == "cuda":

@@ -15,6 +15,7 @@ from tokenwire_service.kernels.graph import make_recorder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
 from tokenwire_service.parallel.group import TensorParallelGroup
+from tokenwire_service.parallel.identity import RankIdentity
 from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
@@ -53,12 +54,15 @@ class Worker:
         config: EngineConfig,
         progress: Progress,
         group: TensorParallelGroup | None = None,
+        identity: RankIdentity | None = None,
     ) -> None:
+        """`group` and `identity`: which of several ranks this is."""
         spec, group = read_spec(resolved.config), group or TensorParallelGroup()
-        self.device = choose_device(config.device, group.rank)
+        identity = identity or RankIdentity(0, 1, 0, 1)
+        self.device = choose_device(config.device, identity.local_rank)
         """Where the model runs."""
         check_flags(config, spec, self.device)
-        torch.set_num_threads(config.num_threads or usable_cores())
+        torch.set_num_threads(max(1, (config.num_threads or usable_cores()) // identity.num_local))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         tensors = _Counted()
@@ -74,7 +78,8 @@ class Worker:
         _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._dtype, self.device)
         kv_dtype = choose_kv_dtype(config.kv_cache_dtype, self._dtype, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
-        self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_memory_bytes(self.device))
+        free_bytes = free_memory_bytes(self.device) // (identity.num_local if self.device.type == "cpu" else 1)
+        self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
         """What the scheduler must work within."""
         self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
         self._runner = ModelRunner(
@@ -89,6 +94,11 @@ class Worker:
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
         """Set one plan going; see ModelRunner.launch."""
         return self._runner.launch(output)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a launched step goes on by itself, on a device that is not the host."""
+        return self.device.type == "cuda"
 
     @property
     def last_timing(self) -> StepTiming | None:

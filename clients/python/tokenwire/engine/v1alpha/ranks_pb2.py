@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tokenwire.engine.v1alpha import engine_pb2 as tokenwire_dot_engine_dot_v1alpha_dot_engine__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tokenwire/engine/v1alpha/ranks.proto\x12\x18tokenwire.engine.v1alpha\x1a%tokenwire/engine/v1alpha/engine.proto\"\xd9\x01\n\x0bRankMessage\x12\x34\n\x05hello\x18\x01 \x01(\x0b\x32#.tokenwire.engine.v1alpha.RankHelloH\x00\x12\x34\n\x05\x61live\x18\x02 \x01(\x0b\x32#.tokenwire.engine.v1alpha.RankAliveH\x00\x12\x43\n\x0fstartup_failure\x18\x03 \x01(\x0b\x32(.tokenwire.engine.v1alpha.StartupFailureH\x00\x12\x11\n\x07\x66\x61ilure\x18\x04 \x01(\tH\x00\x42\x06\n\x04part\"\x83\x01\n\x0fRankZeroMessage\x12\x34\n\x05setup\x18\x01 \x01(\x0b\x32#.tokenwire.engine.v1alpha.RankSetupH\x00\x12\x0f\n\x05\x61live\x18\x02 \x01(\x08H\x00\x12\x11\n\x07refused\x18\x03 \x01(\tH\x00\x12\x0e\n\x04stop\x18\x04 \x01(\x08H\x00\x42\x06\n\x04part\"\xa5\x01\n\tRankHello\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05plans\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x36\n\x06limits\x18\x05 \x01(\x0b\x32&.tokenwire.engine.v1alpha.EngineLimits\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\"\x1e\n\tRankAlive\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\"6\n\tRankSetup\x12\x15\n\rstore_address\x18\x01 \x01(\t\x12\x12\n\nstore_port\x18\x02 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tokenwire/engine/v1alpha/ranks.proto\x12\x18tokenwire.engine.v1alpha\x1a%tokenwire/engine/v1alpha/engine.proto\"\xd9\x01\n\x0bRankMessage\x12\x34\n\x05hello\x18\x01 \x01(\x0b\x32#.tokenwire.engine.v1alpha.RankHelloH\x00\x12\x34\n\x05\x61live\x18\x02 \x01(\x0b\x32#.tokenwire.engine.v1alpha.RankAliveH\x00\x12\x43\n\x0fstartup_failure\x18\x03 \x01(\x0b\x32(.tokenwire.engine.v1alpha.StartupFailureH\x00\x12\x11\n\x07\x66\x61ilure\x18\x04 \x01(\tH\x00\x42\x06\n\x04part\"\x83\x01\n\x0fRankZeroMessage\x12\x34\n\x05setup\x18\x01 \x01(\x0b\x32#.tokenwire.engine.v1alpha.RankSetupH\x00\x12\x0f\n\x05\x61live\x18\x02 \x01(\x08H\x00\x12\x11\n\x07refused\x18\x03 \x01(\tH\x00\x12\x0e\n\x04stop\x18\x04 \x01(\x08H\x00\x42\x06\n\x04part\"\xa5\x01\n\tRankHello\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05plans\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x36\n\x06limits\x18\x05 \x01(\x0b\x32&.tokenwire.engine.v1alpha.EngineLimits\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\"\x1e\n\tRankAlive\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\"\x1f\n\tRankSetup\x12\x12\n\nstore_port\x18\x01 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,5 +41,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKALIVE']._serialized_start=627
   _globals['_RANKALIVE']._serialized_end=657
   _globals['_RANKSETUP']._serialized_start=659
-  _globals['_RANKSETUP']._serialized_end=713
+  _globals['_RANKSETUP']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

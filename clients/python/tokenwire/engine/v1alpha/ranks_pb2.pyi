@@ -168,20 +168,16 @@ class RankSetup(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
-    STORE_ADDRESS_FIELD_NUMBER: builtins.int
     STORE_PORT_FIELD_NUMBER: builtins.int
-    store_address: builtins.str
-    """Host and port of rank 0's store, which lives as long as this group."""
     store_port: builtins.int
-    """Its port."""
+    """Port of the store on rank 0's host, which lives as long as this group."""
     def __init__(
         self,
         *,
-        store_address: builtins.str = ...,
         store_port: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["store_address", b"store_address", "store_port", b"store_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["store_port", b"store_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
