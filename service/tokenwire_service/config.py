@@ -99,7 +99,9 @@ class EngineConfig:
     prefix_caching: bool = flag(True, "Reuse the KV blocks of equal prefixes.")
     num_threads: int = flag(0, "CPU threads for the engine; 0 takes the cores this process may use.")
     step_timeout_s: float = flag(
-        60.0, "An engine with work that makes no step for this long is taken for hung and restarted."
+        0.0,
+        "An engine with work that makes no step for this long is taken for hung and restarted; 0 picks 60 on CPU, 9 on "
+        "GPU.",
     )
     device: str = flag("auto", "Where the model runs; 'auto' takes a GPU when there is one.", choices=DEVICES)
     speculate: int = flag(
@@ -114,6 +116,11 @@ class FrontendConfig:
 
     hostname: str = flag("0.0.0.0", "Address to bind.", env="TOKENWIRE_HOSTNAME")
     port: int = flag(50051, "gRPC port.", aliases=("-p",))
+    replicas: int = flag(
+        1,
+        "Engines behind this frontend, each with the whole model on --num-shard GPUs of its own, or on its part of the "
+        "CPU's cores and memory.",
+    )
     admin_port: int = flag(
         0,
         "Port of the operators' listener (Drain, AbortRequests, FlushCache, channelz) on 127.0.0.1; 0 leaves it off.",
@@ -219,7 +226,7 @@ def _check_engine(engine: EngineConfig) -> None:
         engine.max_decode_slowdown == 0 or 1 < engine.max_decode_slowdown < math.inf,
         f"--max-decode-slowdown {engine.max_decode_slowdown:g}: use more than 1, or 0 for no bound",
     )
-    _require(0 < engine.step_timeout_s < math.inf, "--step-timeout-s must be > 0 and finite")
+    _require(0 <= engine.step_timeout_s < math.inf, "--step-timeout-s must be >= 0 and finite (0 picks a default)")
 
 
 def _check_frontend(frontend: FrontendConfig, engine: EngineConfig, port_flag: str) -> None:
@@ -227,6 +234,7 @@ def _check_frontend(frontend: FrontendConfig, engine: EngineConfig, port_flag: s
         shown = port_flag if name == "port" else _flag_name(name)
         _require(0 <= getattr(frontend, name) <= 65535, f"{shown} must be in 0..65535")
     for name in (
+        "replicas",
         "max_concurrent_requests",
         "max_best_of",
         "max_stop_sequences",

@@ -11,7 +11,9 @@ def tokens(index: int = 0) -> TokensGenerated:
 
 
 def mailbox(closed: list[str]) -> Mailbox:
-    return Mailbox("r", finish=lambda index: closed.append(f"finish {index}"), close=lambda: closed.append("close"))
+    box = Mailbox("r")
+    box.bind(finish=lambda index: closed.append(f"finish {index}"), close=lambda: closed.append("close"))
+    return box
 
 
 def test_a_reader_is_told_once_until_it_takes() -> None:

@@ -172,11 +172,17 @@ async def test_a_hung_engine_is_ended_and_started_again(tiny_model: ResolvedMode
         assert pid is not None
         await asyncio.sleep(0.7)  # idle for longer than that is no hang
         assert client.state is EngineState.READY
+        begun = client.submit(make_request("a", [5, 6], 200))
+        await begun.take()
         os.kill(pid, signal.SIGSTOP)
-        end = (await read_all(client.submit(make_request("a", [5, 6], 4)))).end
+        not_begun = client.submit(make_request("b", [5, 6], 4))
+        end = (await read_all(begun)).end
         assert isinstance(end, Failed)
         assert end.reason is FailureReason.ENGINE_DOWN
-        assert await client.wait_state_change(EngineState.DOWN) is EngineState.READY
+        answer = await read_all(not_begun)
+        assert isinstance(answer.end, Completed)
+        assert answer.end.queue_time_s > 0.5
+        assert client.state is EngineState.READY
         assert is_gone(pid)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -15,14 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenwire_service.app.banner import banner
+from tokenwire_service.app.engines import make_engine
 from tokenwire_service.app.environment import package_version
 from tokenwire_service.app.progress import PhaseProgress, choose_progress
 from tokenwire_service.app.served_model import load_text_parts, served_model
 from tokenwire_service.app.signals import StopSignals
 from tokenwire_service.app.threads import in_daemon_thread
 from tokenwire_service.config import Config, FrontendConfig
-from tokenwire_service.engine.client import EngineInfo, EngineState
-from tokenwire_service.engine.process_client import ProcessEngineClient
+from tokenwire_service.engine.client import EngineInfo, OwnedEngine
 from tokenwire_service.errors import StartupError
 from tokenwire_service.observability.metrics_server import MetricsServer
 from tokenwire_service.observability.recorder import Recorder
@@ -77,13 +75,14 @@ class Service:
         self._companion = companion
         self._started_at = started_at
         self._version = package_version("tokenwire-service")
+        self._environ = environ
         self._cache_root = cache_root(environ)
         self._progress = choose_progress(config.frontend, log)
         self._recorder = Recorder(_tracer(config.frontend, environ, self._version))
         self._metrics_page: MetricsServer | None = None
         self._serving = Serving()
         self._server = RpcServer(config.frontend, self._serving, self._recorder, self._version)
-        self._engine: ProcessEngineClient | None = None
+        self._engine: OwnedEngine | None = None
 
     async def run(self) -> int:
         """Serve until told to stop; returns the exit code. Raises StartupError."""
@@ -124,21 +123,13 @@ class Service:
                 task.cancel()
             await asyncio.gather(load, *watched, return_exceptions=True)
 
-    async def _load(self) -> ProcessEngineClient:
+    async def _load(self) -> OwnedEngine:
         """From a model's name to SERVING. Raises StartupError."""
         config = self._config
         resolved = await in_daemon_thread(partial(resolve_model, config.model, self._progress, self._cache_root))
         self._mark("model found")
         phases = PhaseProgress(self._progress, self._serving.set_progress)
-        engine = self._engine = ProcessEngineClient(
-            resolved,
-            config.model.dtype,
-            config.engine,
-            logger=log,
-            on_load=phases.report,
-            log_level=config.frontend.log_level,
-            json_output=config.frontend.json_output,
-        )
+        engine = self._engine = make_engine(config, resolved, self._environ, log, phases.report)
         text, _ = await asyncio.gather(in_daemon_thread(partial(load_text_parts, resolved)), engine.start())
         phases.close()
         self._mark("engine ready")
@@ -180,7 +171,8 @@ class Service:
             await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
             if not drain.done():
                 log.warning("second signal: ending at once")
-                self._kill_engine()
+                if self._engine is not None:
+                    self._engine.kill()
                 return 128 + second.result()
             drain.result()
             return 0
@@ -204,17 +196,10 @@ class Service:
             await self._companion.kill()
         await self._server.stop()
         if self._engine is not None:
-            if self._engine.state is not EngineState.READY:
-                # While it loads it reads no messages, and there is nothing to finish.
-                self._kill_engine()
             await self._engine.close()
         if self._metrics_page is not None:
             await asyncio.to_thread(self._metrics_page.close)
         await asyncio.to_thread(self._recorder.close)
-
-    def _kill_engine(self) -> None:
-        if self._engine is not None and self._engine.pid is not None:
-            os.kill(self._engine.pid, signal.SIGKILL)
 
     def _mark(self, event: str) -> None:
         log.info("%s after %.2f s", event, time.monotonic() - self._started_at)

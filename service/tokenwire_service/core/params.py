@@ -76,6 +76,8 @@ class CacheParams:
     salt: str = ""
     bypass: bool = False
     """Neither read from nor write to the prefix cache."""
+    session_id: str = ""
+    """Requests of one conversation go to the same replica; engines do not see it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tokenwire_service.core.events import EngineEvent, EngineStats
 from tokenwire_service.core.params import Request
+from tokenwire_service.errors import EngineDownError, ModelLoadingError
 
 
 class EngineState(enum.Enum):
@@ -110,3 +111,27 @@ class EngineClient(Protocol):
     async def close(self) -> None:
         """Stop the engine and wait for its process."""
         ...
+
+
+class OwnedEngine(EngineClient, Protocol):
+    """An engine as who starts it and ends it sees it."""
+
+    async def start(self) -> None:
+        """Start it and wait until it is READY. Raises the StartupError loading ended with. Call once."""
+        ...
+
+    async def wait_stopped(self) -> None:
+        """Return when it was closed; raise StartupError when it will not come back."""
+        ...
+
+    def kill(self) -> None:
+        """End its processes at once."""
+        ...
+
+
+def require_ready(state: EngineState) -> None:
+    """Raises ModelLoadingError or EngineDownError in any other state."""
+    if state is EngineState.LOADING:
+        raise ModelLoadingError("the model is being loaded; retry in a moment", retry_after_s=2.0)
+    if state is EngineState.DOWN:
+        raise EngineDownError("the engine is down and being restarted; retry in a moment", retry_after_s=5.0)

@@ -11,16 +11,26 @@ from tokenwire_service.core.events import Completed, EngineEvent, Failed, Failur
 class Mailbox:
     """A RequestStream. What waits is bounded by the request's own length; a slow reader takes more at once."""
 
-    def __init__(self, request_id: str, finish: Callable[[int], None], close: Callable[[], None]) -> None:
-        """`finish` and `close` tell the engine; neither is called after the request ended."""
+    def __init__(self, request_id: str) -> None:
         self._request_id = request_id
-        self._finish = finish
-        self._close = close
+        self._finish: Callable[[int], None] = _unbound
+        self._close: Callable[[], None] = _unbound
         self._pending: list[EngineEvent] = []
         self._waiter: asyncio.Future[None] | None = None
         self._notify: Callable[[], None] | None = None
         self._finished: set[int] = set()
         self._ended = False
+        self.started = False
+        """True once there was an event: an engine has begun the request."""
+
+    def bind(self, finish: Callable[[int], None], close: Callable[[], None]) -> None:
+        """Whom to tell of ends from this side; neither is called after the request ended."""
+        self._finish, self._close = finish, close
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """Candidates that were ended from this side."""
+        return frozenset(self._finished)
 
     @property
     def ended(self) -> bool:
@@ -71,6 +81,8 @@ class Mailbox:
             if event.index in self._finished:
                 return
         else:
+            # A request's tokens come after some other event.
+            self.started = True
             self._ended = isinstance(event, (Completed, Failed))
         self._pending.append(event)
         if self._notify is None:
@@ -85,3 +97,7 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _unbound(*_: object) -> None:
+    """There is nobody to tell yet."""

@@ -7,25 +7,28 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from tokenwire.engine.v1alpha import engine_pb2 as pb
 from tokenwire_service import errors
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.events import EngineStats, FailureReason
 from tokenwire_service.core.params import Request
-from tokenwire_service.engine.client import EngineInfo, EngineState, RequestStream
+from tokenwire_service.engine.client import EngineInfo, EngineState, RequestStream, require_ready
 from tokenwire_service.engine.codec import configure_to_pb, info_from_pb, stats_from_pb
 from tokenwire_service.engine.correspondence import Correspondence
+from tokenwire_service.engine.delivery import Delivery
 from tokenwire_service.engine.engine_process import ENGINE_MODULE, EngineProcess
+from tokenwire_service.engine.vigil import Vigil, step_timeout_s
+from tokenwire_service.engine.waiting_room import WaitingRoom
 from tokenwire_service.weights.resolved import ResolvedModel
 
-_WATCH_INTERVAL_S = 0.25
+_LOOK_INTERVAL_S = 0.25
 _REAP_TIMEOUT_S = 10.0
-_HEARTBEATS_MISSED_S = 10.0
-"""An idle engine may be silent for this much longer than one with work may go without a step."""
+SILENCE_TIMEOUT_S = 8.0
 _STARTUP_ERRORS: tuple[type[errors.StartupError], ...] = (
     errors.ConfigError,
     errors.ModelResolutionError,
@@ -49,8 +52,24 @@ class RestartPolicy:
     healthy_s: float = 60.0
 
 
+class Overseer(Protocol):
+    """Whom a client tells of its engine when it is one of several."""
+
+    def state_changed(self) -> None:
+        """The client's `state` is another one now."""
+        ...
+
+    def take_over(self, deliveries: Sequence[Delivery], stats: EngineStats) -> None:
+        """The engine went down; `stats` was its last snapshot. Of what it had, `deliveries` may go to another one."""
+        ...
+
+
 class ProcessEngineClient:
-    """See EngineClient. All calls belong to one event loop."""
+    """See EngineClient. All calls belong to one event loop.
+
+    When the engine goes down, requests that it had not begun stay and go to the next one, with their times still
+    counted from the first submission; the others end with ENGINE_DOWN.
+    """
 
     def __init__(
         self,
@@ -61,20 +80,33 @@ class ProcessEngineClient:
         logger: logging.Logger | None = None,
         on_load: LoadCallback | None = None,
         restarts: RestartPolicy | None = None,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
+        overseer: Overseer | None = None,
+        environ: Mapping[str, str] | None = None,
         log_level: str = "info",
         json_output: bool = False,
         module: str = ENGINE_MODULE,
     ) -> None:
-        """`log_level` and `json_output` are the process's own logging; see core.logging. `module` is what it runs."""
+        """A process that once said that it lives and then says nothing for `silence_timeout_s` is ended. `log_level`
+        and `json_output` are the process's own logging, see core.logging; `environ` is its environment, that of this
+        process when None; `module` is what it runs."""
         self._configure = configure_to_pb(resolved, dtype, config)
         self._step_timeout_s = config.step_timeout_s
+        self._silence_timeout_s = silence_timeout_s
         self._logger = logger or logging.getLogger("tokenwire.engine.client")
         self._on_load = on_load
         self._restarts = restarts or RestartPolicy()
+        self._overseer = overseer
         self._spawn = partial(
-            EngineProcess.spawn, self._receive, log_level=log_level, json_output=json_output, module=module
+            EngineProcess.spawn,
+            self._receive,
+            log_level=log_level,
+            json_output=json_output,
+            module=module,
+            environ=environ,
         )
         self._correspondence = Correspondence(self._send)
+        self._room = WaitingRoom()
         self._state = EngineState.LOADING
         self._changed = asyncio.Event()
         self._info: EngineInfo | None = None
@@ -83,8 +115,7 @@ class ProcessEngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._startup_error: errors.StartupError | None = None
         self._ready_since = 0.0
-        self._last_step = 0.0
-        self._last_heard = 0.0
+        self._vigil = Vigil(silence_timeout_s, time.monotonic())
         self._closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -120,8 +151,18 @@ class ProcessEngineClient:
 
     @property
     def stats(self) -> EngineStats:
-        """The latest snapshot the engine sent."""
+        """The latest snapshot the engine sent; zeros while there is none."""
         return self._stats
+
+    @property
+    def weight(self) -> int:
+        """Of all deliveries the engine has."""
+        return self._correspondence.weight
+
+    @property
+    def num_live(self) -> int:
+        """Requests the engine has."""
+        return len(self._correspondence)
 
     @property
     def pid(self) -> int | None:
@@ -137,18 +178,18 @@ class ProcessEngineClient:
 
     def submit(self, request: Request) -> RequestStream:
         """Hand a request to the engine. Raises ModelLoadingError or EngineDownError when it is not READY."""
-        if self._state is EngineState.LOADING:
-            raise errors.ModelLoadingError("the model is being loaded; retry in a moment", retry_after_s=2.0)
-        if self._state is EngineState.DOWN:
-            raise errors.EngineDownError("the engine is down and being restarted; retry in a moment", retry_after_s=5.0)
-        if not self._correspondence.has_live:
-            # An idle engine makes no steps: its silence until now says nothing.
-            self._last_step = time.monotonic()
-        return self._correspondence.open(request)
+        require_ready(self._state)
+        delivery = Delivery(request)
+        self.take_in(delivery)
+        return delivery.mailbox
+
+    def take_in(self, delivery: Delivery) -> None:
+        """Hand a delivery to the engine, which must be READY."""
+        self._correspondence.take_in(delivery)
 
     def abort(self, request_ids: Sequence[str]) -> int:
         """See EngineClient.abort."""
-        return self._correspondence.abort(request_ids)
+        return self._correspondence.abort(request_ids) + self._room.abort(request_ids)
 
     def flush_cache(self) -> None:
         """See EngineClient.flush_cache."""
@@ -159,25 +200,39 @@ class ProcessEngineClient:
         self._closing.set()
         if self._process is not None:
             self._process.send(pb.FrontendMessage(stop=True))
+            if self._state is not EngineState.READY:
+                # While it loads it reads no messages, and there is nothing to finish.
+                self._process.kill()
         if self._supervisor is not None:
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._become(EngineState.DOWN)
-        self._correspondence.fail_all(FailureReason.DRAINING, "the server is shutting down; retry elsewhere")
+        self._fail_all(FailureReason.DRAINING, "the server is shutting down; retry elsewhere")
+
+    def kill(self) -> None:
+        """End the engine's process at once."""
+        if self._process is not None:
+            self._process.kill()
 
     async def _supervise(self) -> None:
-        """One process after the other until `close`, a failed load, or too many deaths in a row."""
+        """Keep an engine until `close`. Raises StartupError when it will not come back; nobody waits for it then."""
+        try:
+            await self._keep_running()
+        except errors.StartupError:
+            self._fail_all(FailureReason.ENGINE_DOWN, "the engine went down for good")
+            raise
+
+    async def _keep_running(self) -> None:
+        """One process after the other until `close`, a failed first load, or too many deaths in a row."""
         in_a_row = 0
         while not self._closing.is_set():
-            self._ready_since = 0.0
+            self._ready_since, self._startup_error = 0.0, None
             status = await self._run_process()
             if self._closing.is_set():
                 return
-            if self._startup_error is not None:
-                raise self._startup_error
             if self._ready_since and time.monotonic() - self._ready_since >= self._restarts.healthy_s:
                 in_a_row = 0
             if self._info is None or in_a_row >= self._restarts.max_restarts:
-                raise errors.StartupError(f"the engine process {_told(status)}")
+                raise self._startup_error or errors.StartupError(f"the engine process {_told(status)}")
             delay_s = min(self._restarts.first_delay_s * 2**in_a_row, self._restarts.max_delay_s)
             in_a_row += 1
             self._logger.error("the engine process %s; starting it again in %.1f s", _told(status), delay_s)
@@ -186,6 +241,7 @@ class ProcessEngineClient:
 
     async def _run_process(self) -> int:
         """Start a process, follow it until its end or `close`, clean up after it; its exit status."""
+        self._vigil = Vigil(self._silence_timeout_s, time.monotonic())
         process = self._process = await self._spawn()
         closing = asyncio.create_task(self._closing.wait())
         watcher = asyncio.create_task(self._watch(process))
@@ -195,60 +251,78 @@ class ProcessEngineClient:
         watcher.cancel()
         self._process = None
         if not self._closing.is_set():
-            if self._info is not None:
-                self._become(EngineState.DOWN)
-            self._correspondence.fail_all(FailureReason.ENGINE_DOWN, "the engine went down; retry in a moment")
+            self._lose_engine()
         return await process.reap(_REAP_TIMEOUT_S)
 
+    def _lose_engine(self) -> None:
+        """The process ended, or is taken for ended."""
+        stats, self._stats = self._stats, EngineStats()
+        if self._info is not None:
+            self._become(EngineState.DOWN)
+        deliveries = self._correspondence.lose_engine("the engine went down; retry in a moment")
+        if self._overseer is not None:
+            self._overseer.take_over(deliveries, stats)
+        else:
+            self._room.take_in(deliveries)
+
     async def _watch(self, process: EngineProcess) -> None:
-        """Kill an engine that has work but makes no step, or has none and gives no sign of life."""
+        """Kill an engine that hangs, or that left its socket to something it started."""
+        exited = False
         while True:
-            await asyncio.sleep(min(_WATCH_INTERVAL_S, self._step_timeout_s / 4))
-            if self._state is not EngineState.READY:
-                continue
-            now = time.monotonic()
-            without_step_s, silent_s = now - self._last_step, now - self._last_heard
-            if self._correspondence.has_live and without_step_s > self._step_timeout_s:
-                self._logger.error(
-                    "the engine has work but made no step for %.0f s; ending it (if steps take that long here, lower "
-                    "--max-batch-prefill-tokens or raise --step-timeout-s)",
-                    without_step_s,
-                )
+            await asyncio.sleep(min(_LOOK_INTERVAL_S, self._silence_timeout_s / 4, self._vigil.step_timeout_s / 4))
+            working = self._state is EngineState.READY and len(self._correspondence) > 0
+            wrong = self._vigil.look(time.monotonic(), working=working)
+            if wrong is not None:
+                self._logger.error("%s; ending it", wrong)
+            if wrong is not None or exited:
                 process.kill()
                 return
-            if silent_s > self._step_timeout_s + _HEARTBEATS_MISSED_S:
-                self._logger.error("the engine gave no sign of life for %.0f s; ending it", silent_s)
-                process.kill()
-                return
+            # Its last words may still be on their way.
+            exited = process.exited
+
+    def _fail_all(self, reason: FailureReason, message: str) -> None:
+        self._correspondence.fail_all(reason, message)
+        self._room.fail_all(reason, message)
 
     def _send(self, message: pb.FrontendMessage) -> None:
         if self._process is not None:
             self._process.send(message)
 
     def _receive(self, message: pb.EngineMessage) -> None:
-        self._last_heard = time.monotonic()
+        self._vigil.heard()
         match message.WhichOneof("part"):
             case "step":
-                self._last_step = self._last_heard
+                self._vigil.stepped()
                 self._stats = stats_from_pb(message.step.stats)
                 self._correspondence.deliver(message.step)
             case "heartbeat":
                 self._stats = stats_from_pb(message.heartbeat.stats)
+            case "alive":
+                self._vigil.alive()
             case "ready":
-                self._info = info_from_pb(message.ready)
-                self._ready_since = self._last_step = self._last_heard
-                self._become(EngineState.READY)
+                self._ready(info_from_pb(message.ready))
             case "load_progress":
                 if self._on_load is not None:
                     self._on_load(message.load_progress.phase, message.load_progress.fraction)
             case "startup_failure":
                 self._startup_error = _startup_error(message.startup_failure)
 
+    def _ready(self, info: EngineInfo) -> None:
+        self._info = info
+        self._ready_since = time.monotonic()
+        self._vigil.step_timeout_s = step_timeout_s(self._step_timeout_s, info.device)
+        # First, so that nobody who hears of the change is served before them.
+        for delivery in self._room.release():
+            self.take_in(delivery)
+        self._become(EngineState.READY)
+
     def _become(self, state: EngineState) -> None:
         if state is not self._state:
             self._state = state
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+            if self._overseer is not None:
+                self._overseer.state_changed()
 
 
 def _told(status: int) -> str:

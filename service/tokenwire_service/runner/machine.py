@@ -1,16 +1,14 @@
-"""What this process may take of the machine: free memory and cores, the container's limits included."""
+"""What this process may take of the machine: devices and free memory, the container's limits included."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import torch
 
+from tokenwire_service.core.cores import UNLIMITED, cgroup_v2_directories
+from tokenwire_service.core.cores import usable_cores as usable_cores
 from tokenwire_service.errors import ConfigError
-
-_UNLIMITED = 1 << 60
 
 
 def choose_device(name: str, rank: int = 0) -> torch.device:
@@ -43,24 +41,6 @@ def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int:
     return min(_meminfo_available(root), _cgroup_available(root))
 
 
-def usable_cores(root: Path = Path("/")) -> int:
-    """Cores this process may keep busy: threads beyond a container's CPU quota only make it stand still longer."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quotas = [_cpu_quota(directory / "cpu.max") for directory in _cgroup_v2_directories(root)]
-    v1 = root / "sys/fs/cgroup/cpu"
-    quotas.append(_cpu_quota(v1 / "cpu.cfs_quota_us", v1 / "cpu.cfs_period_us"))
-    return max(1, min(cores, *quotas))
-
-
-def _cpu_quota(*files: Path) -> int:
-    """Whole cores, rounded up, of a quota and its period in microseconds; huge when there is no quota."""
-    try:
-        quota, period = " ".join(path.read_text() for path in files).split()
-        return _UNLIMITED if quota in ("max", "-1") else -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return _UNLIMITED
-
-
 def _meminfo_available(root: Path) -> int:
     try:
         for line in (root / "proc/meminfo").read_text().splitlines():
@@ -68,27 +48,16 @@ def _meminfo_available(root: Path) -> int:
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         pass
-    return _UNLIMITED
+    return UNLIMITED
 
 
 def _cgroup_available(root: Path) -> int:
     """What is left under the memory limits of this process's cgroup (v2, then v1) and those above it."""
-    directories = _cgroup_v2_directories(root)
+    directories = cgroup_v2_directories(root)
     candidates = [_left(directory, "memory.max", "memory.current", "inactive_file") for directory in directories]
     v1 = root / "sys/fs/cgroup/memory"
     candidates.append(_left(v1, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
     return min(candidates)
-
-
-def _cgroup_v2_directories(root: Path) -> list[Path]:
-    mount = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return [mount]
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
-    path = mount / own
-    return [mount, *(parent for parent in (path, *path.parents) if mount in parent.parents)]
 
 
 def _left(directory: Path, limit_name: str, usage_name: str, cache_key: str) -> int:
@@ -97,8 +66,8 @@ def _left(directory: Path, limit_name: str, usage_name: str, cache_key: str) -> 
         limit_text = (directory / limit_name).read_text().strip()
         usage = int((directory / usage_name).read_text())
         statistics = dict(line.split()[:2] for line in (directory / "memory.stat").read_text().splitlines() if line)
-        if limit_text == "max" or int(limit_text) >= _UNLIMITED:
-            return _UNLIMITED
+        if limit_text == "max" or int(limit_text) >= UNLIMITED:
+            return UNLIMITED
         return max(0, int(limit_text) - usage + int(statistics.get(cache_key, 0)))
     except (OSError, ValueError):
-        return _UNLIMITED
+        return UNLIMITED

@@ -127,8 +127,9 @@ def event_plan(request: GenerationRequest, checks: Checks, *, streams: bool) -> 
 
 
 def cache_params(sent: types_pb2.CacheOptions, checks: Checks) -> CacheParams:
-    """Use of the prefix cache."""
-    return CacheParams(salt=checks.text(sent.salt, "cache.salt", MAX_LABEL_BYTES), bypass=sent.bypass)
+    """Use of the prefix cache; the session id is checked with the labels."""
+    salt = checks.text(sent.salt, "cache.salt", MAX_LABEL_BYTES)
+    return CacheParams(salt=salt, bypass=sent.bypass, session_id=sent.session_id)
 
 
 def labels(request: GenerationRequest, checks: Checks) -> Mapping[str, str]:
