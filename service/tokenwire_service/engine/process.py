@@ -83,7 +83,7 @@ class _Loaded:
         local = LocalExecutor(self.worker)
         if self.ranks is None:
             return local
-        threaded = local if self.worker.runs_ahead else ThreadedExecutor(self.worker)
+        threaded = local if local.runs_ahead else ThreadedExecutor(self.worker)
         return ShardedExecutor(threaded, self.ranks.plans, self.ranks.fail)
 
 
@@ -136,8 +136,8 @@ def _load_model(configuration: pb.Configure, outbox: Outbox, ranks: RankGroup | 
     if ranks is None:
         worker = Worker(resolved, dtype, config, progress)
     else:
-        group = ranks.join(choose_device(config.device, ranks.identity.local_rank))
-        worker = Worker(resolved, dtype, config, progress, group, ranks.identity)
+        group = ranks.join(choose_device(config.device, ranks.local.rank))
+        worker = Worker(resolved, dtype, config, progress, group, ranks.local)
     limits = replace(
         worker.sizes.scheduler_limits(prefix_caching=config.prefix_caching),
         num_draft_tokens=config.speculate,

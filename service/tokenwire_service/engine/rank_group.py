@@ -7,6 +7,7 @@ notices first ends this process. The others notice that, and the frontend starts
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import secrets
 import threading
@@ -25,8 +26,10 @@ from tokenwire_service.engine.codec import place_to_pb
 from tokenwire_service.engine.rank_child import RankChild
 from tokenwire_service.engine.rank_hello import make_hello
 from tokenwire_service.engine.rank_meeting import Link, Meeting
+from tokenwire_service.kernels.exchange import memory_bytes
 from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.parallel.identity import RankIdentity
+from tokenwire_service.parallel.local_ranks import LocalRanks, allocate, map_memory
 from tokenwire_service.parallel.plan_channel import PlanSender
 from tokenwire_service.parallel.rendezvous import Store, join
 
@@ -51,6 +54,7 @@ class RankGroup:
         self._report = report
         self._logger = logger
         self._children: tuple[RankChild, ...] = ()
+        self._memory: mmap.mmap | None = None
         self._meeting = Meeting(identity, logger)
         self._formed = False
         self._closing = False
@@ -65,9 +69,12 @@ class RankGroup:
         configuration.place.CopyFrom(place)
         ours = make_hello(configuration, version("tokenwire-service"))
         if spawn:
+            configuration.place.memory_fd = allocate(memory_bytes(identity.size)) or 0
             self._children = tuple(
                 RankChild(_at_rank(configuration, rank), log_arguments) for rank in range(1, identity.size)
             )
+        if configuration.place.memory_fd:
+            self._memory = map_memory(configuration.place.memory_fd)
         self._meeting.wait(ours, self._children, self._follow)
         self._formed = True
         self.plans = PlanSender([self._meeting.plans[rank] for rank in range(1, identity.size)])
@@ -80,6 +87,11 @@ class RankGroup:
         for link in links:
             link.send(ranks_pb.RankZeroMessage(setup=ranks_pb.RankSetup(store_port=store.port)))
         return join(self.identity, store.store, device, own_address)
+
+    @property
+    def local(self) -> LocalRanks:
+        """The ranks on this machine."""
+        return LocalRanks(self.identity.local_rank, self.identity.num_local, self._memory)
 
     def let_others_speak(self) -> None:
         """Something failed here: when the loss of a rank was the cause, that shows now, and ends this process."""

@@ -28,9 +28,10 @@ from tokenwire_service.engine.rank_hello import make_hello
 from tokenwire_service.engine.rank_link import RankLink
 from tokenwire_service.errors import StartupError
 from tokenwire_service.parallel.identity import RankIdentity
+from tokenwire_service.parallel.local_ranks import LocalRanks, map_memory
 from tokenwire_service.parallel.plan_channel import PlanReceiver
 from tokenwire_service.parallel.rendezvous import connect_store, join, leave
-from tokenwire_service.runner.executor import PendingStep
+from tokenwire_service.runner.executor import Executor, LocalExecutor, PendingStep
 from tokenwire_service.runner.machine import choose_device
 from tokenwire_service.runner.step_plan import decode
 from tokenwire_service.runner.worker import Worker
@@ -78,7 +79,7 @@ class _Rank:
         if worker is None:
             return REFUSED
         try:
-            self._carry_out(worker)
+            self._carry_out(LocalExecutor(worker))
         except Exception as error:
             # Rank 0's own end may be the cause, or another's, of which rank 0 knows.
             time.sleep(_FIRST_WORD_S)
@@ -117,8 +118,11 @@ class _Rank:
             resolved, dtype, config = configure_from_pb(self._configuration)
             device = choose_device(config.device, identity.local_rank)
             store = connect_store(identity.address, setup.store_port, identity.size)
+            memory_fd = self._configuration.place.memory_fd
+            memory = map_memory(memory_fd) if memory_fd else None
             group = join(identity, store, device, self._link.local_address)
-            return Worker(resolved, dtype, config, SilentProgress(), group, identity)
+            local = LocalRanks(identity.local_rank, identity.num_local, memory)
+            return Worker(resolved, dtype, config, SilentProgress(), group, local)
         except StartupError as error:
             failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))
         except Exception as error:
@@ -130,12 +134,12 @@ class _Rank:
         time.sleep(_EXIT_GRACE_S)
         return None
 
-    def _carry_out(self, worker: Worker) -> None:
+    def _carry_out(self, local: Executor) -> None:
         """Every plan, in order. A device that works by itself is given the next before the last one's result."""
-        depth = 2 if worker.runs_ahead else 1
+        depth = 2 if local.runs_ahead else 1
         pending: deque[PendingStep] = deque()
         while (plan := self._plans.receive()) is not None:
-            pending.append(worker.launch(decode(plan)))
+            pending.append(local.launch(decode(plan)))
             while len(pending) >= depth:
                 pending.popleft().result()
                 self._num_steps += 1

@@ -23,6 +23,7 @@ _SOURCES = (
     _HERE / "_cpu_run.cpp",
     _HERE / "add_rms_norm" / "_cpu.cpp",
     _HERE / "embed_gather" / "_cpu.cpp",
+    _HERE / "exchange" / "_cpu.cpp",
     _HERE / "linear" / "_cpu.cpp",
     _HERE / "linear" / "_cpu_int8.cpp",
     _HERE / "paged_attention" / "_cpu.cpp",
@@ -40,6 +41,8 @@ _HEADERS = (
 _OF_ONE_TYPE: Mapping[str, str] = MappingProxyType(
     {
         "tw_add_rms_norm": "4P2qd",
+        "tw_all_gather": "3Pq",
+        "tw_all_reduce": "2Pq",
         "tw_embed_gather": "3P4q",
         "tw_linear_int8": "7P3q",
         "tw_linear_pack_int8": "2P2q",

@@ -45,7 +45,7 @@ class LocalExecutor:
 
     @property
     def runs_ahead(self) -> bool:
-        return self._worker.runs_ahead
+        return self._worker.device.type == "cuda"
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         return self._worker.launch(output)

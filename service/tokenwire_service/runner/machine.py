@@ -28,7 +28,7 @@ def choose_num_shards(asked: int, device: str) -> int:
     num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
     if asked > num_gpus > 0:
         raise ConfigError(
-            f"--num-shard {asked}: {num_gpus} GPUs are visible (see CUDA_VISIBLE_DEVICES); lower it, or use --device cpu"
+            f"--num-shard {asked}: {num_gpus} GPUs are visible (CUDA_VISIBLE_DEVICES); lower it, or use --device cpu"
         )
     return asked or max(1, num_gpus)
 

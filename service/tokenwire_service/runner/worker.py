@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tokenwire_service.config import EngineConfig
-from tokenwire_service.kernels.backend import select_backend
+from tokenwire_service.kernels.backend import Backend, select_backend
+from tokenwire_service.kernels.exchange import SharedExchange
 from tokenwire_service.kernels.graph import make_recorder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
 from tokenwire_service.parallel.group import TensorParallelGroup
-from tokenwire_service.parallel.identity import RankIdentity
+from tokenwire_service.parallel.local_ranks import LocalRanks
 from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
@@ -54,31 +55,26 @@ class Worker:
         config: EngineConfig,
         progress: Progress,
         group: TensorParallelGroup | None = None,
-        identity: RankIdentity | None = None,
+        local: LocalRanks | None = None,
     ) -> None:
-        """`group` and `identity`: which of several ranks this is."""
-        spec, group = read_spec(resolved.config), group or TensorParallelGroup()
-        identity = identity or RankIdentity(0, 1, 0, 1)
-        self.device = choose_device(config.device, identity.local_rank)
+        """`group`: those that share the model, itself alone unless given; `local`: those that share its machine."""
+        spec, local = read_spec(resolved.config), local or LocalRanks()
+        self.device = choose_device(config.device, local.rank)
         """Where the model runs."""
         check_flags(config, spec, self.device)
-        torch.set_num_threads(max(1, (config.num_threads or usable_cores()) // identity.num_local))
+        torch.set_num_threads(max(1, (config.num_threads or usable_cores()) // local.size))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         tensors = _Counted()
         self._dtype = choose_dtype(dtype, self.device)
-        decoder = load_weights(
-            spec,
-            tensors.count(stream_tensors(resolved, progress)),
-            self._dtype,
-            group,
-            select_backend(self.device, self._dtype, None if config.quantize == "none" else config.quantize),
-        )
+        backend = select_backend(self.device, self._dtype, None if config.quantize == "none" else config.quantize)
+        group = _with_shortcut(group or TensorParallelGroup(), local, backend)
+        decoder = load_weights(spec, tensors.count(stream_tensors(resolved, progress)), self._dtype, group, backend)
         self._num_parameters = tensors.num_elements
         _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._dtype, self.device)
         kv_dtype = choose_kv_dtype(config.kv_cache_dtype, self._dtype, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
-        free_bytes = free_memory_bytes(self.device) // (identity.num_local if self.device.type == "cpu" else 1)
+        free_bytes = free_memory_bytes(self.device) // (local.size if self.device.type == "cpu" else 1)
         self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
         """What the scheduler must work within."""
         self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
@@ -94,11 +90,6 @@ class Worker:
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
         """Set one plan going; see ModelRunner.launch."""
         return self._runner.launch(output)
-
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether a launched step goes on by itself, on a device that is not the host."""
-        return self.device.type == "cuda"
 
     @property
     def last_timing(self) -> StepTiming | None:
@@ -135,6 +126,17 @@ class Worker:
         if self.device.type == "cpu":
             return LazyGraphs(recorder)
         return BucketGraphs(recorder, bucket_sizes(self.sizes.max_num_sequences))
+
+
+def _with_shortcut(group: TensorParallelGroup, local: LocalRanks, backend: Backend) -> TensorParallelGroup:
+    """The group, with the quickest collectives that every rank of it has."""
+    memory, library = local.memory, backend.library
+    if memory is None:
+        return group
+    lacking = group.all_max(torch.tensor([library is None], dtype=torch.int64))
+    if library is None or bool(lacking):
+        return group
+    return replace(group, shortcut=SharedExchange(library, memory, group.rank, group.size))
 
 
 class _Counted:
