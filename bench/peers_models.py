@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from tokenwire_service.config import ModelConfig
 from tokenwire_service.weights.resolve import ResolvedModel, resolve_model
+from tokenwire_service.weights.stored import whole
 from tokenwire_service.weights.stream import stream_tensors
 
 GGUF_TYPES = {
@@ -50,7 +51,7 @@ class PeerModels:
 
     def _write_safetensors(self, directory: Path) -> None:
         """float32, under Hugging Face's names, with config and tokenizer."""
-        tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in stream_tensors(self.resolved)}
+        tensors = {name: whole(tensor).to(torch.float32) for name, tensor in stream_tensors(self.resolved)}
         if self.resolved.config.get("tie_word_embeddings"):
             tensors.pop("lm_head.weight", None)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -21,6 +21,11 @@ _PLAIN = MappingProxyType({GgufType.F32: torch.float32, GgufType.F16: torch.floa
 _CHUNK = 30_720
 
 
+def plain_dtype(kind: GgufType) -> torch.dtype | None:
+    """What the numbers of an unquantized type are; None for a quantized one."""
+    return _PLAIN.get(kind)
+
+
 def dequantize(raw: Tensor, kind: GgufType, shape: tuple[int, ...]) -> Tensor:
     """`raw`, the tensor's bytes (1-D uint8), as values of `shape`.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.kernels.backend import Backend, select_backend
@@ -30,6 +29,7 @@ from tokenwire_service.runner.warm_up import warm_up
 from tokenwire_service.scheduling.output import SchedulerOutput
 from tokenwire_service.weights.progress import Progress
 from tokenwire_service.weights.resolved import ResolvedModel
+from tokenwire_service.weights.stored import StoredTensor
 from tokenwire_service.weights.stream import stream_tensors
 
 _LOG = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class _Counted:
     def __init__(self) -> None:
         self.num_elements = 0
 
-    def count(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def count(self, tensors: Iterable[tuple[str, StoredTensor]]) -> Iterator[tuple[str, StoredTensor]]:
         for name, tensor in tensors:
             self.num_elements += tensor.numel()
             yield name, tensor

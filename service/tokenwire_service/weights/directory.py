@@ -9,7 +9,7 @@ from tokenwire_service.errors import ModelResolutionError, UnsupportedModelError
 from tokenwire_service.weights.derived import derived_dir
 from tokenwire_service.weights.json_files import read_chat_templates, read_generation_defaults, read_json
 from tokenwire_service.weights.resolved import ModelKind, ResolvedModel
-from tokenwire_service.weights.safetensors_file import check_safetensors
+from tokenwire_service.weights.safetensors_file import read_safetensors
 from tokenwire_service.weights.tokenizer_files import convert_tokenizer, convertible_file
 
 INDEX = "model.safetensors.index.json"
@@ -26,7 +26,7 @@ def resolve_directory(
     weight_files = find_weights(directory, model_id)
     config = read_config(directory, model_id)
     for path in weight_files:
-        check_safetensors(path)
+        read_safetensors(path)
     return ResolvedModel(
         model_id=model_id,
         revision=revision,

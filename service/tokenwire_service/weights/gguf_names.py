@@ -62,12 +62,18 @@ class RowOrder:
             "k_proj": config["num_key_value_heads"] if interleaved else 0,
         }
 
-    def restore(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor` [heads · D, …] named `name` (Hugging Face's), in Hugging Face's order."""
+    def unit(self, name: str, num_rows: int) -> int:
+        """How many rows of the tensor `name` (Hugging Face's) are put in order together: a head's; 1 where all are."""
         num_heads = self._num_heads.get(name.rsplit(".", 2)[-2], 0)
         if not num_heads:
+            return 1
+        if num_rows % (2 * num_heads):
+            raise WeightsError(f"{name} has {num_rows} rows, which {num_heads} heads do not divide")
+        return num_rows // num_heads
+
+    def restore(self, tensor: Tensor, unit: int) -> Tensor:
+        """`tensor` [units · unit, …] in Hugging Face's order."""
+        if unit == 1:
             return tensor
-        if tensor.shape[0] % (2 * num_heads):
-            raise WeightsError(f"{name} has {tensor.shape[0]} rows, which {num_heads} heads do not divide")
-        pairs = tensor.reshape(num_heads, tensor.shape[0] // num_heads // 2, 2, *tensor.shape[1:])
+        pairs = tensor.reshape(len(tensor) // unit, unit // 2, 2, *tensor.shape[1:])
         return pairs.transpose(1, 2).reshape(tensor.shape)

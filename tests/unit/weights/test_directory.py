@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.embedded import embedded_model
+from tests.support.weights import whole_tensors
 from tokenwire_service.config import ModelConfig
 from tokenwire_service.errors import (
     ConfigError,
@@ -63,7 +64,7 @@ def test_one_file(model_dir: Path, resolve: Any) -> None:
     assert resolved.weight_files == (model_dir / "model.safetensors",)
     assert resolved.tokenizer_dir == model_dir
     assert resolved.generation == GenerationDefaults(eos_token_ids=(2,))
-    tensors = dict(stream_tensors(resolved))
+    tensors = whole_tensors(resolved)
     assert torch.equal(tensors["a"], torch.arange(6.0).reshape(2, 3))
     assert tensors["b"].dtype == torch.bfloat16
 
@@ -75,7 +76,7 @@ def test_shards(model_dir: Path, resolve: Any, indexed: bool) -> None:
         (model_dir / "model.safetensors.index.json").unlink()
     resolved = resolve(model_dir)
     assert [path.name for path in resolved.weight_files] == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert dict(stream_tensors(resolved)).keys() == {"a", "b"}
+    assert whole_tensors(resolved).keys() == {"a", "b"}
 
 
 def test_shards_are_opened_one_after_the_other(model_dir: Path, resolve: Any) -> None:

@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 
 from tests.support.embedded import embedded_model
 from tests.support.texts import TEXTS
+from tests.support.weights import whole_tensors
 from tokenwire_service.config import ModelConfig
 from tokenwire_service.errors import StartupError, UnsupportedModelError, WeightsError
 from tokenwire_service.text.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def test_tensors_are_the_models_own(
     state = state_of(model)
     path = write_gguf(family, state, permute=permute, head_dim=options.get("head_dim", 16))
     resolved = resolve(path, tmp_path / "cache")
-    loaded = dict(stream_tensors(resolved))
+    loaded = whole_tensors(resolved)
     assert loaded.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(loaded[name], tensor), name
@@ -87,7 +88,7 @@ def test_logits_equal_transformers_own_reader(
     resolved = resolve(path, tmp_path / "cache")
     config = AutoConfig.for_model(**resolved.config)
     ours = AutoModelForCausalLM.from_config(config).eval()
-    ours.load_state_dict(dict(stream_tensors(resolved)), strict=True)
+    ours.load_state_dict(whole_tensors(resolved), strict=True)
     ids = torch.arange(40).reshape(2, 20)
     with torch.inference_mode():
         assert torch.allclose(ours(ids).logits, oracle(ids).logits, atol=1e-5)
@@ -97,7 +98,7 @@ def test_half_precision_stays_half(
     tiny_model: Callable[..., Any], state_of: Callable[..., Any], write_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write_gguf("qwen2", state_of(tiny_model("qwen2")), permute=False, dtype=np.float16)
-    loaded = dict(stream_tensors(resolve(path, tmp_path / "cache")))
+    loaded = whole_tensors(resolve(path, tmp_path / "cache"))
     assert loaded["model.embed_tokens.weight"].dtype == torch.float16
     assert loaded["model.norm.weight"].dtype == torch.float32
 

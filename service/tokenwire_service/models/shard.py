@@ -1,0 +1,71 @@
+"""What of each checkpoint tensor one rank of a group holds, as its Cut says, and which numbers of ranks a model has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenwire_service.errors import UnsupportedModelError
+from tokenwire_service.models.checkpoint import Cut, Part
+from tokenwire_service.models.spec import ModelSpec
+from tokenwire_service.parallel.group import TensorParallelGroup
+
+_EVERYTHING = slice(None)
+_MAX_NAMED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RankSlice:
+    """One rank's part of a checkpoint tensor."""
+
+    rows: slice
+    """Of dimension 0, within the tensor."""
+    columns: slice
+    """Of dimension 1, where the tensor is cut there."""
+    num_rows: int
+    """That the rank holds; more than it reads where the rest is zero."""
+    row_shape: tuple[int, ...]
+
+
+def rank_slice(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> RankSlice:
+    """The slice of `part` that this rank of `group` holds."""
+    height, row_shape = part.shape[0], part.shape[1:]
+    if part.cut is Cut.COLUMNS:
+        columns = group.split(part.shape[1])
+        return RankSlice(slice(0, height), columns, height, (columns.stop - columns.start, *part.shape[2:]))
+    if part.cut is Cut.VOCAB_ROWS:
+        each = -(-height // group.size)
+        rows = slice(min(group.rank * each, height), min((group.rank + 1) * each, height))
+        return RankSlice(rows, _EVERYTHING, each, row_shape)
+    if part.cut is Cut.FIRST_RANK:
+        return RankSlice(slice(0, height if group.rank == 0 else 0), _EVERYTHING, height, row_shape)
+    rows = _even_rows(part, spec, group)
+    return RankSlice(rows, _EVERYTHING, rows.stop - rows.start, row_shape)
+
+
+def _even_rows(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> slice:
+    if part.cut is Cut.ROWS:
+        return group.split(part.shape[0])
+    if part.cut is Cut.KV_ROWS:
+        heads = spec.num_kv_heads
+        first, count = group.rank * heads // group.size, max(heads // group.size, 1)
+        return slice(first * spec.head_dim, (first + count) * spec.head_dim)
+    return slice(0, part.shape[0])
+
+
+def check_divides(spec: ModelSpec, size: int) -> None:
+    """Raises UnsupportedModelError, with the sizes that would do, when the model cannot be cut over `size` ranks."""
+    if not _divides(spec, size):
+        possible = [str(other) for other in range(1, min(spec.num_heads, _MAX_NAMED) + 1) if _divides(spec, other)]
+        raise UnsupportedModelError(
+            f"--num-shard {size}: {spec.architecture} with {spec.num_heads} heads, {spec.num_kv_heads} KV heads and "
+            f"intermediate size {spec.intermediate_size} does not divide over {size} shards; use {_either(possible)}"
+        )
+
+
+def _divides(spec: ModelSpec, size: int) -> bool:
+    heads = spec.num_kv_heads
+    return not (spec.num_heads % size or spec.intermediate_size % size or (heads % size and size % heads))
+
+
+def _either(options: list[str]) -> str:
+    return options[0] if len(options) == 1 else f"{', '.join(options[:-1])} or {options[-1]}"
