@@ -11,6 +11,7 @@ from tokenwire_service.config import Config
 from tokenwire_service.engine.client import OwnedEngine
 from tokenwire_service.engine.process_client import LoadCallback, Overseer, ProcessEngineClient
 from tokenwire_service.engine.replicas import ReplicatedEngineClient
+from tokenwire_service.parallel.identity import RankIdentity
 from tokenwire_service.weights.resolved import ResolvedModel
 
 
@@ -20,8 +21,10 @@ def make_engine(
     environ: Mapping[str, str],
     logger: logging.Logger,
     on_load: LoadCallback,
+    identity: RankIdentity | None = None,
 ) -> OwnedEngine:
-    """Not started. Raises ConfigError when the machine has too little for all replicas."""
+    """Not started; `identity` is rank 0's where a launcher starts the other ranks. Raises ConfigError when the machine
+    has too little for all replicas."""
     frontend, num_replicas = config.frontend, config.frontend.replicas
     one = partial(
         ProcessEngineClient,
@@ -31,7 +34,7 @@ def make_engine(
         json_output=frontend.json_output,
     )
     if num_replicas == 1:
-        return one(config.engine, logger=logger, on_load=on_load)
+        return one(config.engine, logger=logger, on_load=on_load, identity=identity)
     parts = shares(config.engine, num_replicas, environ, visible_gpus(environ))
 
     def replica(index: int, overseer: Overseer, on_load: LoadCallback) -> ProcessEngineClient:

@@ -25,6 +25,7 @@ from tokenwire_service.errors import StartupError
 from tokenwire_service.observability.metrics_server import MetricsServer
 from tokenwire_service.observability.recorder import Recorder
 from tokenwire_service.observability.trace import Tracer, trace_settings
+from tokenwire_service.parallel.identity import RankIdentity
 from tokenwire_service.rpc.model import ServedModel
 from tokenwire_service.rpc.server import RpcServer
 from tokenwire_service.rpc.serving import BatchLimits, Serving
@@ -68,14 +69,21 @@ class Service:
     """One life: `run`, once, on a fresh event loop."""
 
     def __init__(
-        self, config: Config, environ: Mapping[str, str], companion: Companion | None, started_at: float
+        self,
+        config: Config,
+        environ: Mapping[str, str],
+        companion: Companion | None,
+        started_at: float,
+        identity: RankIdentity | None = None,
     ) -> None:
-        """`started_at` is the monotonic time from which start-up is counted. Raises StartupError."""
+        """`started_at` is the monotonic time from which start-up is counted; `identity` says that a launcher started
+        the engine's other ranks. Raises StartupError."""
         self._config = config
         self._companion = companion
         self._started_at = started_at
         self._version = package_version("tokenwire-service")
         self._environ = environ
+        self._identity = identity
         self._cache_root = cache_root(environ)
         self._progress = choose_progress(config.frontend, log)
         self._recorder = Recorder(_tracer(config.frontend, environ, self._version))
@@ -129,7 +137,7 @@ class Service:
         resolved = await in_daemon_thread(partial(resolve_model, config.model, self._progress, self._cache_root))
         self._mark("model found")
         phases = PhaseProgress(self._progress, self._serving.set_progress)
-        engine = self._engine = make_engine(config, resolved, self._environ, log, phases.report)
+        engine = self._engine = make_engine(config, resolved, self._environ, log, phases.report, self._identity)
         text, _ = await asyncio.gather(in_daemon_thread(partial(load_text_parts, resolved)), engine.start())
         phases.close()
         self._mark("engine ready")

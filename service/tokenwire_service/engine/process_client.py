@@ -24,6 +24,7 @@ from tokenwire_service.engine.delivery import Delivery
 from tokenwire_service.engine.engine_process import ENGINE_MODULE, EngineProcess
 from tokenwire_service.engine.vigil import Vigil, step_timeout_s
 from tokenwire_service.engine.waiting_room import WaitingRoom
+from tokenwire_service.parallel.identity import RankIdentity
 from tokenwire_service.weights.resolved import ResolvedModel
 
 _LOOK_INTERVAL_S = 0.25
@@ -83,14 +84,15 @@ class ProcessEngineClient:
         silence_timeout_s: float = SILENCE_TIMEOUT_S,
         overseer: Overseer | None = None,
         environ: Mapping[str, str] | None = None,
+        identity: RankIdentity | None = None,
         log_level: str = "info",
         json_output: bool = False,
         module: str = ENGINE_MODULE,
     ) -> None:
         """A process that once said that it lives and then says nothing for `silence_timeout_s` is ended. `log_level`
         and `json_output` are the process's own logging, see core.logging; `environ` is its environment, that of this
-        process when None; `module` is what it runs."""
-        self._configure = configure_to_pb(resolved, dtype, config)
+        process when None; `module` is what it runs. `identity` is rank 0's where a launcher starts the other ranks."""
+        self._configure = configure_to_pb(resolved, dtype, config, identity)
         self._step_timeout_s = config.step_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._logger = logger or logging.getLogger("tokenwire.engine.client")

@@ -102,17 +102,21 @@ class RankLink(Generic[T]):
 
     def _exchange(self, sign_of_life: Callable[[], Message], on_message: Callable[[T], None]) -> None:
         """Ends by LinkError."""
-        next_sign = heard = time.monotonic()
+        next_sign = looked_at = time.monotonic()
+        silent_s = 0.0
         while True:
             while self._waiting:
                 on_message(self._waiting.popleft())
             if (now := time.monotonic()) >= next_sign:
                 self.send(sign_of_life())
                 next_sign = now + self._pulse.interval_s
+            # Where this process itself stood still, as in a paused container, the other side could not be heard.
+            silent_s += min(now - looked_at, self._pulse.interval_s)
+            looked_at = now
             if self._is_readable(next_sign - now):
                 self._read()
-                heard = time.monotonic()
-            elif (silent_s := time.monotonic() - heard) > self._pulse.silence_s:
+                silent_s = 0.0
+            elif silent_s > self._pulse.silence_s:
                 raise LinkError(f"gave no sign of life for {silent_s:.1f} s")
 
     def _is_readable(self, timeout_s: float) -> bool:
