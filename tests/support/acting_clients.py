@@ -99,3 +99,8 @@ def is_over(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def num_processes(directory: Path) -> int:
+    """How many engines there were so far."""
+    return len(list(directory.glob("number-*")))

@@ -32,7 +32,8 @@ MODULE = __name__
 DIRECTORY = "ACTING_ENGINE_DIRECTORY"
 """Environment: where processes leave what they tell beside the protocol; empty at first."""
 RANK = "ACTING_ENGINE_RANK"
-"""Environment: `spawned` starts a process beside it, as ranks are; `forked` one that has all its files open."""
+"""Environment: `spawned` starts a process beside it, as ranks are; `forked` one that has all its files open; of an
+`unsupported` model loading fails."""
 BEAT_S = 0.02
 INFO = EngineInfo("float32", "cpu", 1, 100, 32, 256, 8, 64, 1_000, "", "none")
 
@@ -84,6 +85,10 @@ class ActingEngine:
         threading.Thread(target=self._live, daemon=True).start()
         threading.Thread(target=self._read, daemon=True).start()
         assert self._messages.get().HasField("configure")
+        if os.environ.get(RANK) == "unsupported":
+            failure = pb.StartupFailure(kind="UnsupportedModelError", message="nobody can act that")
+            self._send(pb.EngineMessage(startup_failure=failure))
+            return
         self._send(pb.EngineMessage(load_progress=pb.LoadProgress(phase="acting", fraction=1.0)))
         self._send(pb.EngineMessage(ready=info_to_pb(INFO)))
         while True:

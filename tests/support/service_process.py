@@ -73,11 +73,15 @@ class ServiceProcess:
 
     def engine_pid(self) -> int:
         """The process id of the engine, a child of the service."""
+        pids = self.engine_pids()
+        assert pids, "the service has no engine process"
+        return pids[0]
+
+    def engine_pids(self) -> list[int]:
+        """Those of all its engines."""
         pid = self.process.pid
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if b"tokenwire_service.engine.process" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-        raise AssertionError("the service has no engine process")
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [child for child in children if b"tokenwire_service.engine.process" in command_of(child)]
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
@@ -129,3 +133,11 @@ def eventually(check: Any, limit_s: float = 20.0) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {limit_s} s"
         time.sleep(0.05)
+
+
+def command_of(pid: int) -> bytes:
+    """What a process was started with; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
