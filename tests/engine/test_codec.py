@@ -127,6 +127,13 @@ def test_events_keep_their_order_within_a_request(seed: int) -> None:
         assert [event for its_key, event in received if its_key == key] == expected
 
 
+def test_a_step_of_one_token_each() -> None:
+    events = [TokensGenerated(str(key), index, (key * 7,)) for key in range(4) for index in range(2)]
+    received = list(events_from_pb(events_to_pb(events), {key: f"caller-{key}" for key in (0, 1, 3)}))
+    expected = [dataclasses.replace(e, request_id=f"caller-{e.request_id}") for e in events if e.request_id != "2"]
+    assert received == [(int(e.request_id[7:]), e) for e in expected]
+
+
 def test_events_of_forgotten_requests_are_left_out() -> None:
     events = random_events(1)
     kept = int(events[0].request_id)

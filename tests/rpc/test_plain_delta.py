@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tests.support.byte_tokenizer import byte_tokenizer
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire_service.core.params import LogprobsParams
-from tokenwire_service.rpc.convert.plain_delta import PlainDelta
+from tokenwire_service.rpc.convert import plain_delta
+from tokenwire_service.rpc.convert.plain_delta import PlainDelta, ReadyEvents
 from tokenwire_service.rpc.convert.responses import ResponseWriter
 from tokenwire_service.rpc.events import CandidateDelta, UsageSoFar
 from tokenwire_service.rpc.plan import OutputPlan
@@ -20,6 +21,26 @@ def test_bytes_are_protobufs(text: str, count: int) -> None:
         raw = PlainDelta(event, field).encode(text, count)
         short = 0 < len(text.encode()) < 124 and 0 < count < 128
         assert raw == (message.SerializeToString() if short else None)
+
+
+def test_ready_events_are_what_is_made_of_the_tokens_text() -> None:
+    tokenizer = byte_tokenizer()
+    events = ReadyEvents(tokenizer, PlainDelta(pb.ChatStreamResponse, "content"))
+    writer, told = ResponseWriter(OutputPlan(), tokenizer), 0
+    for _ in range(2):
+        for token_id in range(tokenizer.vocab_size + 2):
+            text = tokenizer.own_text(token_id)
+            made = None if text is None else writer.chat_event(CandidateDelta(0, text, (token_id,)))
+            assert events[token_id] == made
+            told += made is not None
+    assert told >= 2 * 128
+
+
+def test_ready_events_are_no_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_delta, "MAX_READY_EVENTS", 3)
+    events = ReadyEvents(byte_tokenizer(), PlainDelta(pb.GenerateStreamResponse, "delta"))
+    assert all(events[token_id] for token_id in range(97, 107))
+    assert len(events) == 3
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,13 @@ def events_from_pb(output: pb.StepOutput, request_ids: dict[int, str]) -> Iterat
     for scores in output.prompt_scores:
         if (request_id := request_ids.get(scores.key)) is not None:
             yield scores.key, PromptScored(request_id, scores.offset, tuple(_logprobs(scores.logprobs)))
-    yield from _tokens(output.tokens, request_ids)
+    columns = output.tokens
+    if columns.finishes or columns.logprob_rows or not _all_one(columns):
+        yield from _tokens(columns, request_ids)
+    else:
+        for key, index, token_id in zip(columns.keys, columns.indexes, columns.token_ids, strict=True):
+            if (request_id := request_ids.get(key)) is not None:
+                yield key, TokensGenerated(request_id, index, (token_id,))
     for completion in output.completions:
         if (request_id := request_ids.get(completion.key)) is not None:
             yield completion.key, _completion(completion, request_id)
@@ -132,6 +138,12 @@ def _tokens(columns: pb.TokenColumns, request_ids: dict[int, str]) -> Iterator[K
         request_id = request_ids.get(key)
         if request_id is not None:
             yield key, TokensGenerated(request_id, index, row_tokens, row_logprobs, _finish(finishes.get(row)))
+
+
+def _all_one(columns: pb.TokenColumns) -> bool:
+    """Whether every row has one token: what a step of decoding is."""
+    counts = list(columns.token_counts)
+    return counts.count(1) == len(counts)
 
 
 def _finish(message: pb.CandidateFinish | None) -> Finish | None:

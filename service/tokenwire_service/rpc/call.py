@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import grpc
 
 from tokenwire_service.errors import ShedError, TokenwireError
 from tokenwire_service.observability.telemetry import RequestTelemetry
-from tokenwire_service.rpc.driven import Driven, Then
+from tokenwire_service.rpc.driven import Driver
 
 REQUEST_ID_KEY = "x-request-id"
 INSTANCE_KEY = "x-tokenwire-instance"
@@ -83,8 +83,9 @@ class Call:
         self._write_stall_timeout_s = write_stall_timeout_s
         self._accepted = False
         self._writing_since: float | None = None
+        self._begun_at = 0.0
         self._stall_check: asyncio.TimerHandle | None = None
-        self._then: Then = _nothing
+        self._writer = Driver()
         self._task = asyncio.current_task()
         self.ended_by: TokenwireError | None = None
         """Set when the server ended this call from outside."""
@@ -104,7 +105,7 @@ class Call:
             ((REQUEST_ID_KEY, self.request_id), (INSTANCE_KEY, self._instance_id))
         )
 
-    async def write(self, message: Any) -> None:
+    async def write(self, message: bytes) -> None:
         """Write one message of a stream; waits while the reader is behind.
 
         Raises ReaderGoneError when the reader is gone. When it took nothing for the stall timeout, the call is ended
@@ -120,18 +121,32 @@ class Call:
         finally:
             self._writing_since = None
 
-    def write_then(self, message: Any, then: Then) -> None:
-        """Write one message of a stream that was written to before; `then` gets None, or what went wrong.
+    def begin_write(self, message: bytes, now: float) -> bool:
+        """Begin to write one message of a stream that was written to before; whether that was all.
 
-        One at a time. Errors as those of `write`.
+        Else `written` tells when it is, before the next may begin. `now`: monotonic seconds, a moment ago. Errors, here
+        and there, as those of `write`.
         """
-        self._writing_since = time.monotonic()
-        self._then = then
-        Driven(self._context.write(message), self._written).start()
+        self._begun_at = now
+        try:
+            return self._writer.start(self._context.write(message))
+        except grpc.aio.BaseError:
+            raise ReaderGoneError from None
 
-    def _written(self, error: BaseException | None) -> None:
-        self._writing_since = None
-        self._then(ReaderGoneError() if isinstance(error, grpc.aio.BaseError) else error)
+    def written(self) -> bool:
+        """Whether what `begin_write` began has left."""
+        try:
+            return self._writer.ended()
+        except grpc.aio.BaseError:
+            raise ReaderGoneError from None
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the loop, once, when it is worth asking `written` again."""
+        self._writer.when_ready(callback)
+
+    def leave_write(self) -> None:
+        """Nobody asks any more how the last write went."""
+        self._writer.let_go()
 
     async def _begin_writing(self) -> None:
         self._check_stall()
@@ -145,7 +160,8 @@ class Call:
 
     def _check_stall(self) -> None:
         """Look for a write that takes too long. A timer for each write would cost as much as the write itself."""
-        timeout_s, since = self._write_stall_timeout_s, self._writing_since
+        timeout_s = self._write_stall_timeout_s
+        since = self._begun_at if self._writer.waits else self._writing_since
         left_s = timeout_s / 4 if since is None else since + timeout_s - time.monotonic()
         if left_s > 0:
             self._stall_check = asyncio.get_running_loop().call_later(left_s, self._check_stall)
@@ -181,10 +197,6 @@ class Call:
             "labels": json.dumps(dict(record.labels)) if record.labels else None,
         }
         access_log.info("rpc", extra={key: value for key, value in facts.items() if value not in ("", None)})
-
-
-def _nothing(error: BaseException | None) -> None:
-    pass
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -31,6 +31,8 @@ class Candidate:
         self.num_tokens = 0
         """Tokens that belong to the candidate; those generated after a stop string do not."""
         self.ended: CandidateEnded | None = None
+        self.plain = False
+        """Whether a token whose text is whole by itself needs no `push`: add it to `num_tokens`, tell its text."""
 
     def push(self, news: TokensGenerated) -> tuple[CandidateDelta, CandidateEnded | None]:
         """Take tokens of a candidate that has not ended: what is new, and its end when these were the last."""
@@ -39,8 +41,11 @@ class Candidate:
             text = self._text.push_plain(ids[0])
             if text is not None:
                 self.num_tokens += 1
+                self.plain = True
                 return CandidateDelta(self._index, text, ids, news.logprobs), None
-        return self._push(news), self.ended
+        delta = self._push(news)
+        self.plain = self.ended is None and not self._untold and self._text.plain
+        return delta, self.ended
 
     def _push(self, news: TokensGenerated) -> CandidateDelta:
         ids, finish = news.token_ids, news.finish

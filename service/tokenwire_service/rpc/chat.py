@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire_service.rpc.call import Call
 from tokenwire_service.rpc.convert.chat import chat_plan
-from tokenwire_service.rpc.convert.responses import ResponseWriter, finish, info, timing, usage
+from tokenwire_service.rpc.convert.responses import SAID, ResponseWriter, finish, info, timing, usage
 from tokenwire_service.rpc.endpoint import Method
 from tokenwire_service.rpc.gather import GatheredCandidate
 from tokenwire_service.rpc.generation import Generations, whole
@@ -39,7 +39,7 @@ class ChatMethods:
 
     async def chat_stream(self, request: pb.ChatRequest, call: Call) -> None:
         plan = chat_plan(request, self._generations.serving.require()[0], streams=True)
-        await self._generations.stream(call, plan, ResponseWriter.chat_event)
+        await self._generations.stream(call, plan, ResponseWriter.chat_event, SAID)
 
 
 def _candidate(found: GatheredCandidate, plan: GenerationPlan, writer: ResponseWriter) -> pb.ChatCandidate:

@@ -4,36 +4,59 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
-Then = Callable[[BaseException | None], None]
 
+class Driver:
+    """Runs one coroutine after the other: each as far as it goes at once, and on when somebody asks or waits for it.
 
-class Driven:
-    """Runs a coroutine as far as it goes at once, and on whenever what it waits for is there; `then` gets its end.
-
-    A task would begin only in the loop's next turn and end one turn later: for something as short as one write, that is
-    most of its cost. What is driven must not ask for the current task; `then` may be called before `start` returns.
+    A task would begin only in the loop's next turn and end one turn later, and even a callback at the end would cost a
+    turn: for something as short as one write, that is most of its cost. What is driven must not ask for its task.
     """
 
-    __slots__ = ("_coroutine", "_then")
+    __slots__ = ("_awaited", "_coroutine")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], then: Then) -> None:
-        self._coroutine = coroutine
-        self._then = then
+    def __init__(self) -> None:
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+        self._awaited: asyncio.Future[Any] | None = None
 
-    def start(self, _: object = None) -> None:
-        """Go on until the next wait."""
+    @property
+    def waits(self) -> bool:
+        """Whether something is under way that cannot go on yet."""
+        return self._coroutine is not None and self._awaited is not None and not self._awaited.done()
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        """Begin; the one before must have ended. Whether it ended at once. Raises what it raises."""
         try:
-            awaited = self._coroutine.send(None)
+            awaited = coroutine.send(None)
         except StopIteration:
-            self._then(None)
-        except BaseException as error:
-            self._then(error)
-        else:
-            if awaited is None:
-                asyncio.get_running_loop().call_soon(self.start)
-                return
+            return True
+        if awaited is not None:
             # What a task does with a future it is handed.
             awaited._asyncio_future_blocking = False
-            awaited.add_done_callback(self.start)
+        self._coroutine, self._awaited = coroutine, awaited
+        return False
+
+    def ended(self) -> bool:
+        """Whether nothing is under way; goes on with what can. Raises what that raises, once."""
+        coroutine, awaited = self._coroutine, self._awaited
+        if coroutine is None:
+            return True
+        if awaited is not None and not awaited.done():
+            return False
+        self._coroutine = None
+        return self.start(coroutine)
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, in a turn of the loop, when it is worth asking again whether it ended."""
+        if self.waits and self._awaited is not None:
+            self._awaited.add_done_callback(lambda _: callback())
+        else:
+            asyncio.get_running_loop().call_soon(callback)
+
+    def let_go(self) -> None:
+        """Let what is under way come to its end, whatever that is, with nobody waiting."""
+        with suppress(Exception, asyncio.CancelledError):
+            if not self.ended():
+                self.when_ready(self.let_go)

@@ -103,12 +103,9 @@ def _method_handler(full_name: str, method: Method, calls: LiveCalls) -> grpc.Rp
     return make(
         endpoint.serve,
         request_deserializer=functools.partial(parse, message_class=method.request),
-        response_serializer=_to_bytes,
+        # A stream's calls write bytes.
+        response_serializer=None if method.streams else method.response.SerializeToString,
     )
-
-
-def _to_bytes(message: Message | bytes) -> bytes:
-    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 class _Endpoint:

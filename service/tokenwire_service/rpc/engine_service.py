@@ -86,7 +86,7 @@ class EngineMethods:
         interval_s = checks.seconds(request, "interval", "", least=MIN_INTERVAL_S, most=MAX_INTERVAL_S)
         checks.raise_if_any()
         while True:
-            await call.write(pb.WatchLoadResponse(load=self._reporter.load()))
+            await call.write(pb.WatchLoadResponse(load=self._reporter.load()).SerializeToString())
             await asyncio.sleep(interval_s or DEFAULT_INTERVAL_S)
 
     async def drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+
+from google.protobuf.message import Message
 
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire_service.engine.client import EngineClient
 from tokenwire_service.rpc.call import Call
 from tokenwire_service.rpc.convert.generate import generate_plan
-from tokenwire_service.rpc.convert.responses import ResponseWriter, finish, info, timing, usage
+from tokenwire_service.rpc.convert.plain_delta import PlainDelta, ReadyEvents
+from tokenwire_service.rpc.convert.responses import GENERATED, ResponseWriter, finish, info, timing, usage
 from tokenwire_service.rpc.endpoint import Method
 from tokenwire_service.rpc.events import Done, GenerationEvent, Started
 from tokenwire_service.rpc.gather import Gathered, GatheredCandidate
@@ -20,6 +21,9 @@ from tokenwire_service.rpc.plan import GenerationPlan
 from tokenwire_service.rpc.pump import Bursts, Pump
 from tokenwire_service.rpc.serving import Serving
 from tokenwire_service.rpc.session import Door, generation
+from tokenwire_service.text.tokenizer import Tokenizer
+
+EventEncoder = Callable[[ResponseWriter, GenerationEvent], Message | bytes]
 
 
 class Generations:
@@ -30,6 +34,7 @@ class Generations:
         self._door = door
         self._version = version
         self._bursts = Bursts()
+        self._ready: dict[tuple[Tokenizer, PlainDelta], ReadyEvents] = {}
 
     async def gather(self, call: Call, plan: GenerationPlan) -> tuple[Gathered, ResponseWriter]:
         """The whole generation, and the writer of its messages. Raises TokenwireError."""
@@ -40,21 +45,32 @@ class Generations:
                 gathered.add(events)
         return gathered, ResponseWriter(plan.output, model.tokenizer)
 
-    async def stream(
-        self, call: Call, plan: GenerationPlan, message: Callable[[ResponseWriter, GenerationEvent], Any]
-    ) -> None:
-        """Write `message` of each event to the call. Raises TokenwireError."""
+    async def stream(self, call: Call, plan: GenerationPlan, message: EventEncoder, form: PlainDelta) -> None:
+        """Write `message` of each event to the call; `form` is that of the plain ones. Raises TokenwireError."""
         model, engine = self._begin(call, plan, streams=True)
         writer = ResponseWriter(plan.output, model.tokenizer)
+
+        def encode(event: GenerationEvent) -> bytes:
+            made = message(writer, event)
+            return made if isinstance(made, bytes) else made.SerializeToString()
+
         async with generation(call, plan, model, engine, self._fingerprint(model, engine), self._door) as session:
             # What comes before the first token goes its own way: it commits the call.
             while events := await session.next():
                 for event in events:
-                    await call.write(message(writer, event))
+                    await call.write(encode(event))
                 if not session.timed:
                     break
             if not session.done:
-                await Pump(session, call, partial(message, writer), self._bursts).run()
+                ready = self._ready_events(model, form) if writer.plain else None
+                await Pump(session, call, encode, self._bursts, ready).run()
+
+    def _ready_events(self, model: ServedModel, form: PlainDelta) -> ReadyEvents:
+        key = (model.tokenizer, form)
+        found = self._ready.get(key)
+        if found is None:
+            found = self._ready[key] = ReadyEvents(*key)
+        return found
 
     def _begin(self, call: Call, plan: GenerationPlan, *, streams: bool) -> tuple[ServedModel, EngineClient]:
         model, engine = self.serving.require()
@@ -106,7 +122,7 @@ class GenerateMethods:
 
     async def generate_stream(self, request: pb.GenerateRequest, call: Call) -> None:
         plan = generate_plan(request, self._generations.serving.require()[0], streams=True)
-        await self._generations.stream(call, plan, ResponseWriter.generate_event)
+        await self._generations.stream(call, plan, ResponseWriter.generate_event, GENERATED)
 
 
 def whole(gathered: Gathered) -> tuple[Started, Done]:

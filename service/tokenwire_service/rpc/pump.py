@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from tokenwire_service.rpc.call import Call
+from tokenwire_service.rpc.convert.plain_delta import ReadyEvents
 from tokenwire_service.rpc.events import GenerationEvent
 from tokenwire_service.rpc.session import Session
 
@@ -32,66 +34,100 @@ class Bursts:
         ready, self._ready = self._ready, []
         for pump in ready:
             pump.work()
+        now = time.monotonic()
         for pump in ready:
-            pump.write()
+            pump.write(now)
 
 
 class Pump:
     """Writes one session's events, each as `message` makes it; while a write is pending, news gather at the engine's
-    end of the stream and come merged."""
+    end of the stream and come merged.
 
-    def __init__(self, session: Session, call: Call, message: Callable[[GenerationEvent], Any], bursts: Bursts) -> None:
+    How a write went is asked when there is news again, or more to write: while the reader keeps up, nothing waits for
+    its end.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        call: Call,
+        message: Callable[[GenerationEvent], bytes],
+        bursts: Bursts,
+        ready: ReadyEvents | None,
+    ) -> None:
+        """`ready`: see Session.take_now."""
         self._session = session
         self._call = call
         self._message = message
         self._bursts = bursts
-        self._messages: deque[Any] = deque()
-        self._writing = False
+        self._ready = ready
+        self._messages: deque[bytes] = deque()
+        self._waiting = False
+        """The end of a write will call `_go_on`."""
         self._missed = False
         """There was news while a write was pending."""
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Return when the last event is written. Raises TokenwireError, and what writing raises."""
-        self._session.notify(self._notified)
+        self._session.notify(partial(self._bursts.add, self))
         try:
             await self._over
         finally:
             self._session.notify(None)
-
-    def _notified(self) -> None:
-        if self._writing:
-            self._missed = True
-        else:
-            self._bursts.add(self)
+            self._call.leave_write()
 
     def work(self) -> None:
-        """Work out what is new."""
+        """Work out what is new, once nothing is being written."""
         if self._over.done():
             return
         try:
-            self._messages.extend([self._message(event) for event in self._session.take_now()])
-        except Exception as error:
+            if self._waiting or not self._call.written():
+                self._missed = True
+                self._wait()
+                return
+            news = self._session.take_now(self._ready)
+            if isinstance(news, bytes):
+                self._messages.append(news)
+            else:
+                self._messages.extend([self._message(event) for event in news])
+        except (Exception, asyncio.CancelledError) as error:
             self._over.set_exception(error)
 
-    def write(self) -> None:
-        """Write what was worked out, message after message."""
-        if self._over.done() or self._writing:
+    def write(self, now: float) -> None:
+        """Write what was worked out, message after message; `now` is monotonic seconds."""
+        if self._waiting or self._over.done():
             return
-        if self._messages:
-            self._writing = True
-            self._call.write_then(self._messages.popleft(), self._written)
-        elif self._session.done:
-            self._over.set_result(None)
+        try:
+            while self._messages:
+                if not self._call.begin_write(self._messages.popleft(), now):
+                    if self._messages or self._missed or self._session.done:
+                        self._wait()
+                    return
+        except (Exception, asyncio.CancelledError) as error:
+            self._over.set_exception(error)
+        else:
+            if self._session.done:
+                self._over.set_result(None)
+            elif self._missed:
+                self._missed = False
+                self._bursts.add(self)
 
-    def _written(self, error: BaseException | None) -> None:
-        self._writing = False
+    def _wait(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._call.when_written(self._go_on)
+
+    def _go_on(self) -> None:
+        self._waiting = False
         if self._over.done():
             return
-        if error is not None:
+        try:
+            written = self._call.written()
+        except (Exception, asyncio.CancelledError) as error:
             self._over.set_exception(error)
-        elif self._messages or self._session.done:
-            self.write()
-        elif self._missed:
-            self._missed = False
-            self._bursts.add(self)
+            return
+        if written:
+            self.write(time.monotonic())
+        else:
+            self._wait()

@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -104,6 +104,8 @@ class Session:
         self._cached_tokens = 0
         self._queue_time_s = 0.0
         self._first_token_time_s: float | None = None
+        self._only = self._candidates[0] if plan.best_of == 1 and not plan.events.usage else None
+        """The candidate whose tokens may take the short way."""
         self._grown: set[int] = set()
         self._num_told = 0
         self.done = False
@@ -129,9 +131,23 @@ class Session:
         """See RequestStream.notify; not for a session that is `timed`."""
         self._stream.notify(callback)
 
-    def take_now(self) -> list[GenerationEvent]:
-        """What happened since the last time; not for a session that is `timed`. Raises TokenwireError."""
-        return self._digest(self._stream.take_now())
+    def take_now(self, ready: Mapping[int, bytes | None] | None) -> list[GenerationEvent] | bytes:
+        """What happened since the last time; not for a session that is `timed`. Raises TokenwireError.
+
+        Almost always that is one token that has nothing to tell but its own text: then it is what `ready` has for the
+        token's id, if anything. None as `ready` has nothing at all.
+        """
+        news = self._stream.take_now()
+        if ready is not None and len(news) == 1 and self._only is not None and self._only.plain:
+            token = news[0]
+            if isinstance(token, TokensGenerated) and token.finish is None and len(token.token_ids) == 1:
+                event = ready[token.token_ids[0]]
+                if event is not None:
+                    self._only.num_tokens += 1
+                    self._num_told += 1
+                    self._call.telemetry.tokens(1)
+                    return event
+        return self._digest(news)
 
     def _digest(self, news: Sequence[EngineEvent]) -> list[GenerationEvent]:
         events: list[GenerationEvent] = []
@@ -149,6 +165,7 @@ class Session:
 
     def close(self) -> None:
         """End the request at the engine, unless it has ended."""
+        self._call.record.completion_tokens = self._num_tokens()
         if self._pending is not None:
             self._pending.cancel()
         self._stream.close()
@@ -251,5 +268,5 @@ class Session:
         num, num_candidates = total - self._num_told, len(self._grown)
         self._grown.clear()
         if num:
-            self._num_told = self._call.record.completion_tokens = total
+            self._num_told = total
             self._call.telemetry.tokens(num, num_candidates=num_candidates)

@@ -44,8 +44,13 @@ class CandidateText:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens taken so far."""
+        """Tokens pushed so far."""
         return self._num_tokens
+
+    @property
+    def plain(self) -> bool:
+        """Whether a token that has a `Tokenizer.own_text` adds just that, and may as well not be pushed."""
+        return self._stop is None and not self._num_unfinished and not self._ended and self._detokenizer.plain
 
     def push_plain(self, token_id: int) -> str | None:
         """What almost every token is: whole text, and nothing held back before it or after it. Else None: `push` it."""

@@ -42,6 +42,11 @@ class IncrementalDetokenizer:
         """Whether bytes of an unfinished character are held back."""
         return self._assembler.pending
 
+    @property
+    def plain(self) -> bool:
+        """Whether a token that has a `Tokenizer.own_text` adds just that, and may as well not be pushed."""
+        return self._assembler.plain
+
     def push_whole(self, token_id: int) -> str | None:
         """As `push_one`, when the token's text is whole by itself; else None, and nothing is taken."""
         if token_id in self._skipped:
@@ -65,6 +70,9 @@ class _Assembler(Protocol):
     @property
     def pending(self) -> bool: ...
 
+    @property
+    def plain(self) -> bool: ...
+
     def push_whole(self, token_id: int) -> str | None: ...
 
     def push(self, token_id: int) -> str: ...
@@ -79,6 +87,10 @@ class _ByteLevel:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending = False
+
+    @property
+    def plain(self) -> bool:
+        return not self.pending
 
     def push_whole(self, token_id: int) -> str | None:
         if self.pending:
@@ -111,6 +123,10 @@ class _SentencePiece:
     @property
     def pending(self) -> bool:
         return bool(self._bytes)
+
+    @property
+    def plain(self) -> bool:
+        return not (self._bytes or self._to_strip or self._drop_spaces)
 
     def push_whole(self, token_id: int) -> str | None:
         return None

@@ -161,6 +161,19 @@ class Tokenizer:
                 self._bytes[token_id] = known
         return known
 
+    def own_text(self, token_id: int) -> str | None:
+        """What a token adds wherever it stands between whole characters (not at the start of a text).
+
+        None when its bytes are no whole characters, and for special tokens, whose text may have to be left out.
+        """
+        spelling = self.spelling(token_id)
+        if spelling is None or token_id in self.special_token_ids or self._pieces.byte_value(spelling) is not None:
+            return None
+        try:
+            return self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return None
+
 
 def _pieces(backend: tokenizers.Tokenizer) -> Pieces:
     description = None if backend.decoder is None else json.loads(backend.decoder.__getstate__())

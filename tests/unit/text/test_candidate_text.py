@@ -112,5 +112,31 @@ def test_plain_tokens_taken_the_short_way_tell_the_same(
         assert short_way.num_tokens == long_way.num_tokens == len(ids)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=40), lost=st.sets(st.integers(0, 60)), prompt=st.sampled_from(["", "x", "🦥"]))
+def test_tokens_that_are_not_pushed_tell_the_same(
+    byte_level: Tokenizer, sentencepiece: Tokenizer, text: str, lost: set[int], prompt: str
+) -> None:
+    """Ids are dropped here and there, so that characters break, and the prompt may end in the middle of one."""
+    for tokenizer in (byte_level, sentencepiece):
+        ids = [i for at, i in enumerate(encode(tokenizer, text)) if at not in lost]
+        before = encode(tokenizer, prompt)[:-1]
+        long_way, short_way = (CandidateText(IncrementalDetokenizer(tokenizer, before)) for _ in range(2))
+        for token_id in ids:
+            delta = long_way.push([token_id])
+            own = tokenizer.own_text(token_id)
+            if own is not None and short_way.plain:
+                assert (own, 1) == (delta.text, delta.num_tokens)
+            else:
+                assert short_way.push([token_id]) == delta
+        assert short_way.finish() == long_way.finish()
+
+
+def test_special_and_unknown_tokens_have_no_text_of_their_own(byte_level: Tokenizer) -> None:
+    assert [byte_level.own_text(i) for i in sorted(byte_level.special_token_ids)[:3]] == [None] * 3
+    assert byte_level.own_text(10**6) is None
+
+
 def test_what_may_become_a_stop_string_is_never_plain(byte_level: Tokenizer) -> None:
+    assert not candidate(byte_level, "x").plain
     assert candidate(byte_level, "x").push_plain(encode(byte_level, "a")[0]) is None

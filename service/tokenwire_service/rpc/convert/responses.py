@@ -25,8 +25,8 @@ from tokenwire_service.rpc.events import (
 from tokenwire_service.rpc.plan import OutputPlan
 from tokenwire_service.text.tokenizer import Tokenizer
 
-_GENERATED = PlainDelta(pb.GenerateStreamResponse, "delta")
-_SAID = PlainDelta(pb.ChatStreamResponse, "content")
+GENERATED = PlainDelta(pb.GenerateStreamResponse, "delta")
+SAID = PlainDelta(pb.ChatStreamResponse, "content")
 
 
 def duration(seconds: float) -> Duration:
@@ -49,12 +49,13 @@ class ResponseWriter:
     def __init__(self, output: OutputPlan, tokenizer: Tokenizer) -> None:
         self._output = output
         self._tokenizer = tokenizer
-        self._plain = output.text and not output.token_ids and output.logprobs is None
+        self.plain = output.text and not output.token_ids and output.logprobs is None
+        """Whether a delta tells nothing but text."""
 
     def generate_event(self, event: GenerationEvent) -> pb.GenerateStreamResponse | bytes:
         """The event of a GenerateStream, or its bytes."""
-        if self._plain and isinstance(event, CandidateDelta) and not event.index and event.usage is None:
-            raw = _GENERATED.encode(event.text, len(event.token_ids))
+        if self.plain and isinstance(event, CandidateDelta) and not event.index and event.usage is None:
+            raw = GENERATED.encode(event.text, len(event.token_ids))
             if raw is not None:
                 return raw
         message = pb.GenerateStreamResponse()
@@ -73,8 +74,8 @@ class ResponseWriter:
 
     def chat_event(self, event: GenerationEvent) -> pb.ChatStreamResponse | bytes:
         """The event of a ChatStream, or its bytes."""
-        if self._plain and isinstance(event, CandidateDelta) and not event.index and event.usage is None:
-            raw = _SAID.encode(event.text, len(event.token_ids))
+        if self.plain and isinstance(event, CandidateDelta) and not event.index and event.usage is None:
+            raw = SAID.encode(event.text, len(event.token_ids))
             if raw is not None:
                 return raw
         message = pb.ChatStreamResponse()
