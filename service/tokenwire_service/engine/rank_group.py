@@ -103,10 +103,11 @@ class RankGroup:
         self._end(f"rank 0 {why}")
 
     def close(self, refused: str = "") -> None:
-        """Let the other ranks end by intention, or because of what they are `refused` for, and wait for those of this
-        machine."""
+        """Let the other ranks end by intention, or because of what they are `refused` for, and wait for those that
+        this process started, which need not be told why."""
         self._closing = True
-        last = ranks_pb.RankZeroMessage(refused=refused) if refused else ranks_pb.RankZeroMessage(stop=True)
+        because = refused if not self._children else ""
+        last = ranks_pb.RankZeroMessage(refused=because) if because else ranks_pb.RankZeroMessage(stop=True)
         for link in self._links():
             link.send(last)
         deadline = time.monotonic() + _STOP_S

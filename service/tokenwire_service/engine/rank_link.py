@@ -49,6 +49,7 @@ class RankLink(Generic[T]):
         """Received and not taken yet."""
         self._writing = threading.Lock()
         self._closed = threading.Event()
+        self._followed = False
         connection.settimeout(self._pulse.silence_s)
         with contextlib.suppress(OSError):
             # Unix sockets, which tests use, know no such option.
@@ -78,6 +79,7 @@ class RankLink(Generic[T]):
     ) -> None:
         """From now on a thread sends signs of life and calls `on_message` for what comes, and `on_lost`, once, with
         what the other side did when it went away."""
+        self._followed = True
         arguments = (sign_of_life, on_message, on_lost)
         threading.Thread(target=self._follow, args=arguments, name="rank-link", daemon=True).start()
 
@@ -90,6 +92,8 @@ class RankLink(Generic[T]):
         self._closed.set()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+        if not self._followed:
+            self._connection.close()
 
     def _follow(
         self, sign_of_life: Callable[[], Message], on_message: Callable[[T], None], on_lost: Callable[[str], None]
@@ -97,6 +101,7 @@ class RankLink(Generic[T]):
         try:
             self._exchange(sign_of_life, on_message)
         except LinkError as error:
+            self._connection.close()
             if not self._closed.is_set():
                 on_lost(str(error))
 

@@ -56,6 +56,7 @@ class PlanReceiver:
             self._make_room(needed)
             count = self._read()
             if not count:
+                self._connection.close()
                 return None
             self._num_bytes += count
         plan = self._words[: needed // _WORD_BYTES].copy()
