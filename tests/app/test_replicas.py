@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.support.service_process import NOT_SERVING, SERVING, ServiceProcess, eventually, serving_service
+from tests.support.service_process import NOT_SERVING, SERVING, ServiceProcess, eventually, scraped, serving_service
 from tokenwire.v1 import engine_pb2, engine_pb2_grpc
 
 
@@ -77,6 +76,11 @@ def test_they_add_up_and_know_their_prefixes(replicas: ServiceProcess) -> None:
     eventually(lambda: load_of(replicas).running == 4)
     load = load_of(replicas)
     assert (load.kv_blocks_total, load.requests_in_flight) == (2 * 256, 4)
+    page = scraped(replicas)
+    assert page["tokenwire_sequences_running"] == 4
+    for replica in "01":
+        assert page[f'tokenwire_replica_ready{{replica="{replica}"}}'] == 1
+        assert page[f'tokenwire_replica_sequences_running{{replica="{replica}"}}'] == 2
     for reader in readers:
         reader.join(60)
         assert (reader.error, reader.num_tokens) == (None, 1500)
@@ -118,9 +122,7 @@ def test_without_any_left_it_is_not_serving_until_one_is_back(replicas: ServiceP
     eventually(lambda: load_of(replicas).waiting == 1)
     for pid in replicas.engine_pids():
         os.kill(pid, signal.SIGKILL)
-    killed_at = time.monotonic()
     assert next(health) == NOT_SERVING
-    assert time.monotonic() - killed_at < 10
     with pytest.raises(grpc.RpcError) as refused:
         list(replicas.stream(1))
     assert reason_and_retry(refused.value)[0] == "ENGINE_DOWN"

@@ -4,25 +4,17 @@ import os
 import re
 import signal
 import threading
-import urllib.request
 
 import grpc
 import pytest
 
 from tests.support.otlp import Collector, attributes
-from tests.support.service_process import NOT_SERVING, SERVING, ServiceProcess, eventually
+from tests.support.service_process import NOT_SERVING, SERVING, ServiceProcess, eventually, scraped
 from tokenwire.v1 import models_pb2, models_pb2_grpc, types_pb2
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire.v1 import text_generation_pb2_grpc as pb_grpc
 
 STREAM = "tokenwire.v1.TextGenerationService/GenerateStream"
-
-
-def scraped(service: ServiceProcess) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, _, value in samples}
 
 
 def test_the_banner_names_the_ports_the_model_and_a_line_that_works(service: ServiceProcess) -> None:

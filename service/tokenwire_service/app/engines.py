@@ -40,6 +40,6 @@ def make_engine(
     def replica(index: int, overseer: Overseer, on_load: LoadCallback) -> ProcessEngineClient:
         own = logger.getChild(f"replica{index}")
         part = parts[index]
-        return one(part.config, logger=own, on_load=on_load, overseer=overseer, environ=part.environ)
+        return one(part.config, logger=own, on_load=on_load, overseer=overseer, environ=part.environment)
 
     return ReplicatedEngineClient(num_replicas, replica, logger=logger, on_load=on_load)

@@ -22,7 +22,7 @@ class Share:
     """One engine's limits and environment."""
 
     config: EngineConfig
-    environ: Mapping[str, str]
+    environment: Mapping[str, str]
 
 
 def shares(config: EngineConfig, num_replicas: int, environ: Mapping[str, str], gpus: Sequence[str]) -> list[Share]:
@@ -30,8 +30,6 @@ def shares(config: EngineConfig, num_replicas: int, environ: Mapping[str, str], 
 
     `gpus`: see `visible_gpus`. Raises ConfigError when there are too few.
     """
-    if "RANK" in environ:
-        raise ConfigError("--replicas is for one machine without torchrun: start tokenwire itself, or leave it out")
     if config.device == "cpu" or not gpus:
         return [Share(_part_of_cpu(config, num_replicas), environ)] * num_replicas
     each = config.num_shard or len(gpus) // num_replicas

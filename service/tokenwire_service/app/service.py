@@ -144,6 +144,7 @@ class Service:
         model = served_model(config, resolved, text, engine.info, time.time())
         self._recorder.default_model = model.name
         self._recorder.attach_engine(lambda: (engine.stats, engine.state))
+        self._recorder.attach_replicas(lambda: engine.replicas)
         self._serving.set_engine(engine, batch_limits(engine.info))
         self._serving.set_model(model)
         if self._companion is not None:

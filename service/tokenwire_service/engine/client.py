@@ -114,7 +114,12 @@ class EngineClient(Protocol):
 
 
 class OwnedEngine(EngineClient, Protocol):
-    """An engine as who starts it and ends it sees it."""
+    """An engine, or several as one, as who starts it and ends it sees it."""
+
+    @property
+    def replicas(self) -> Sequence[tuple[EngineStats, EngineState]]:
+        """Latest snapshot and state of each engine by itself."""
+        ...
 
     async def start(self) -> None:
         """Start it and wait until it is READY. Raises the StartupError loading ended with. Call once."""

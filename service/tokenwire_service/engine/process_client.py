@@ -157,6 +157,11 @@ class ProcessEngineClient:
         return self._stats
 
     @property
+    def replicas(self) -> Sequence[tuple[EngineStats, EngineState]]:
+        """See OwnedEngine.replicas: this one."""
+        return ((self._stats, self._state),)
+
+    @property
     def weight(self) -> int:
         """Of all deliveries the engine has."""
         return self._correspondence.weight

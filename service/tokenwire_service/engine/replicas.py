@@ -72,9 +72,9 @@ class ReplicatedEngineClient:
         return EngineState.DOWN
 
     @property
-    def states(self) -> tuple[EngineState, ...]:
-        """Of each replica."""
-        return tuple(replica.state for replica in self._replicas)
+    def replicas(self) -> Sequence[tuple[EngineStats, EngineState]]:
+        """See OwnedEngine.replicas."""
+        return [(replica.stats, replica.state) for replica in self._replicas]
 
     @property
     def info(self) -> EngineInfo:

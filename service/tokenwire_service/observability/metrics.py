@@ -7,7 +7,7 @@ latest snapshot when a page is scraped. Engine counters begin again with a resta
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -105,6 +105,33 @@ class EngineCollector(Collector):
         yield from _counters(stats)
 
 
+class ReplicaCollector(Collector):
+    """Reads each engine's latest snapshot at each scrape; the metrics without `replica` are about all together."""
+
+    def __init__(self, snapshots: Callable[[], Sequence[EngineSnapshot]]) -> None:
+        self._snapshots = snapshots
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        ready = _by_replica("ready", "1 while this engine answers, 0 while it loads or is down.")
+        running = _by_replica("sequences_running", "Sequences in this engine's batch.")
+        waiting = _by_replica("sequences_waiting", "Sequences waiting for a place in this engine's batch.")
+        usage = _by_replica("kv_usage_ratio", "Share of this engine's KV blocks held by sequences.")
+        for index, (stats, state) in enumerate(self._snapshots()):
+            labels, used = [str(index)], stats.num_blocks - stats.num_free_blocks
+            ready.add_metric(labels, float(state is EngineState.READY))
+            running.add_metric(labels, stats.num_running)
+            waiting.add_metric(labels, stats.num_waiting)
+            usage.add_metric(labels, used / max(stats.num_blocks, 1))
+        yield from (ready, running, waiting, usage)
+
+
+def _by_replica(name: str, help: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tokenwire_replica_{name}", help, labels=["replica"])
+
+
 def _gauges(stats: EngineStats, state: EngineState) -> Iterator[Metric]:
     used = stats.num_blocks - stats.num_free_blocks
     values = (
@@ -149,7 +176,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics(self.registry)
         self.engine_restarts = Counter(
-            "tokenwire_engine_restarts", "Times the engine came back after it died or hung.", registry=self.registry
+            "tokenwire_engine_restarts",
+            "Times the engine came back after it died or hung; of replicas, after none was left.",
+            registry=self.registry,
         )
         self.registry.register(EngineCollector(snapshot))
         ProcessCollector(registry=self.registry)

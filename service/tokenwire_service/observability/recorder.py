@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tokenwire_service.core.events import EngineStats
 from tokenwire_service.engine.client import EngineState
-from tokenwire_service.observability.metrics import EngineSnapshot, Metrics, RequestMetrics
+from tokenwire_service.observability.metrics import EngineSnapshot, Metrics, ReplicaCollector, RequestMetrics
 from tokenwire_service.observability.telemetry import AttributeValue, RequestTelemetry
 from tokenwire_service.observability.trace import NullTracer, RequestSpan, Tracer
 
@@ -34,6 +34,10 @@ class Recorder:
     def attach_engine(self, source: Callable[[], EngineSnapshot]) -> None:
         """From now on a scrape asks `source` for the engine's snapshot instead of taking the latest one observed."""
         self._source = source
+
+    def attach_replicas(self, source: Callable[[], Sequence[EngineSnapshot]]) -> None:
+        """A scrape also tells of each engine by itself. Call once."""
+        self.metrics.registry.register(ReplicaCollector(source))
 
     def observe_engine(self, stats: EngineStats, state: EngineState) -> None:
         with self._lock:

@@ -243,3 +243,12 @@ def test_a_histogram_of_tokens_reads_like_the_librarys() -> None:
         return [line for line in page.decode().splitlines() if "_created" not in line]
 
     assert lines(generate_latest(registry)) == lines(generate_latest(reference))
+
+
+def test_each_replica_is_asked_at_scrape_time(recorder: Recorder, server: MetricsServer) -> None:
+    recorder.attach_replicas(lambda: [(STATS, EngineState.READY), (EngineStats(), EngineState.DOWN)])
+    page = Page(server.port)
+    expected = {"ready": (1, 0), "sequences_running": (3, 0), "sequences_waiting": (2, 0), "kv_usage_ratio": (0.25, 0)}
+    for name, values in expected.items():
+        told = tuple(page.value(f"tokenwire_replica_{name}", replica=replica) for replica in "01")
+        assert told == values
