@@ -24,7 +24,7 @@ class Prices:
     step_s: float = 0.008
     row_s: float = 0.0015
     """Of a row that decodes."""
-    context_s: float = 0.5e-6
+    context_s: float = 0.0
     """Of a token that a decoding row looks back on."""
     mixed_s: float = 0.002
     """Of a step that also computes prompts."""
@@ -59,9 +59,9 @@ class PricedMachine:
     """A scheduler and the clock; `depth` steps are in flight at most."""
 
     def __init__(
-        self, max_decode_slowdown: float, prices: Prices, *, depth: int = 1, budget: int = 512, check_every: int = 50
+        self, max_decode_slowdown: float, prices: Prices, *, depth: int = 1, budget: int = 512, check_every: int = 200
     ) -> None:
-        limits = SchedulerLimits(65_536, 32, 64, budget, 65_536, max_decode_slowdown=max_decode_slowdown)
+        limits = SchedulerLimits(16_384, 32, 64, budget, 65_536, max_decode_slowdown=max_decode_slowdown)
         self.scheduler = Scheduler(limits)
         self.prices = prices
         self.now = 0.0

@@ -21,6 +21,8 @@ _REFRESH_STEPS = 64
 _REFRESH_SPACING = 8
 """Steps between two of those made plain for that."""
 _NUM_SAMPLES = 5
+_NO_STEP_S = 1e-9
+"""Less than this is no step's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Pace:
 
     def learn(self, load: StepLoad, seconds: float) -> None:
         """A step of this load came `seconds` after the one before, or after it was planned when it had to wait."""
-        if not self._max_slowdown or not load.decode or load.others or seconds <= 0:
+        if not self._max_slowdown or not load.decode or load.others or seconds < _NO_STEP_S:
             return
         self._num_steps += 1
         size = _size(load.decode)
@@ -109,7 +111,8 @@ class Pace:
         plain_s = self._plain_s(size)
         if plain_s is None or self._token_s is None:
             return max(_FIRST_TOKENS, self._min_tokens)
-        return min(max(int(self._allowed_s(plain_s) / self._token_s), self._min_tokens), self._max_tokens)
+        num_tokens = int(min(self._allowed_s(plain_s) / self._token_s, self._max_tokens))
+        return max(num_tokens, self._min_tokens)
 
     def _allowed_s(self, plain_s: float) -> float:
         return (self._max_slowdown - 1) * plain_s
