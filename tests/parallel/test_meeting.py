@@ -86,9 +86,7 @@ def test_it_is_complete_when_all_have_come_with_both_connections() -> None:
         (lambda said: setattr(said, "rank", 3), "no rank 3 of 3"),
     ],
 )
-def test_strangers_are_turned_away_and_do_not_disturb(
-    change: Callable[[ranks_pb.RankHello], None], why: str
-) -> None:
+def test_strangers_are_turned_away_and_do_not_disturb(change: Callable[[ranks_pb.RankHello], None], why: str) -> None:
     door, said = Door(), hello(1)
     change(said)
     stranger = door.come(said)

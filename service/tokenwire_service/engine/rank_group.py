@@ -132,11 +132,12 @@ class RankGroup:
                 self.num_steps[rank] = message.alive.num_steps
             case "startup_failure":
                 failure = message.startup_failure
+                # What is wrong on every rank is best told by rank 0.
+                self.let_others_speak()
                 told = f"rank {rank} of {self.identity.size}: {failure.message}"
                 self._end(f"rank {rank} cannot start", pb.StartupFailure(kind=failure.kind, message=told))
             case "failure":
-                # Followed from another thread than the link of the rank that caused it.
-                time.sleep(_FIRST_WORD_S)
+                self.let_others_speak()
                 self._end(f"rank {rank} {message.failure}")
 
     def _lose(self, rank: int, link: Link, why: str) -> None:

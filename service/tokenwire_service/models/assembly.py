@@ -16,6 +16,7 @@ from tokenwire_service.layers.mlp import GatedMLP
 from tokenwire_service.layers.norm import AddRMSNorm
 from tokenwire_service.layers.rotary import Rotary
 from tokenwire_service.models.decoder import Decoder, DecoderLayer
+from tokenwire_service.models.shard import kv_heads, query_heads
 from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.parallel.group import TensorParallelGroup
 
@@ -33,7 +34,7 @@ def assemble(spec: ModelSpec, weights: Weights, group: TensorParallelGroup, back
     table = weights.linear["embedding"]
     return Decoder(
         spec=spec,
-        num_kv_heads=max(spec.num_kv_heads // group.size, 1),
+        num_kv_heads=len(kv_heads(spec, group)),
         backend=backend,
         embedding=VocabParallelEmbedding(table, spec.vocab_size, group),
         rotary=Rotary(spec.rope, backend.device),
@@ -75,7 +76,7 @@ def _attention(
         qkv=ColumnParallelLinear(linear[f"{prefix}.qkv"], plain.get(f"{prefix}.qkv_bias")),
         output=RowParallelLinear(linear[f"{prefix}.output"], plain.get(f"{prefix}.output_bias"), group),
         head_norm=head_norm,
-        num_heads=spec.num_heads // group.size,
+        num_heads=len(query_heads(spec, group)),
         rotated=spec.rope_layers[index],
         interleaved=spec.rope.interleaved,
         options=AttentionOptions(scale=spec.head_dim**-0.5, window=spec.windows[index]),

@@ -14,9 +14,11 @@ class Cut(enum.Enum):
 
     WHOLE = "every rank holds all of it"
     ROWS = "even parts of dimension 0"
+    HEAD_ROWS = "whole query heads of dimension 0, those of the rank's KV heads"
     KV_ROWS = "whole KV heads of dimension 0, repeated where there are more ranks than heads"
     VOCAB_ROWS = "parts of dimension 0, the last ones padded with zeros"
     COLUMNS = "even parts of dimension 1"
+    HEAD_COLUMNS = "whole query heads of dimension 1, those of the rank's KV heads"
     FIRST_RANK = "rank 0 alone holds it"
 
 
@@ -71,7 +73,7 @@ def is_redundant(spec: ModelSpec, name: str) -> bool:
 def _attention(spec: ModelSpec, ours: str, theirs: str) -> Iterator[Parameter]:
     hidden, source = spec.hidden_size, f"{theirs}.self_attn"
     query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    merged = (("q_proj", query, Cut.ROWS), ("k_proj", kv, Cut.KV_ROWS), ("v_proj", kv, Cut.KV_ROWS))
+    merged = (("q_proj", query, Cut.HEAD_ROWS), ("k_proj", kv, Cut.KV_ROWS), ("v_proj", kv, Cut.KV_ROWS))
     yield _plain(f"{ours}.attention_norm", f"{theirs}.input_layernorm.weight", (hidden,))
     yield _merged(f"{ours}.qkv", source, merged, hidden)
     if spec.qkv_bias:
@@ -79,7 +81,7 @@ def _attention(spec: ModelSpec, ours: str, theirs: str) -> Iterator[Parameter]:
     if spec.qk_norm:
         yield _plain(f"{ours}.q_norm", f"{source}.q_norm.weight", (spec.head_dim,))
         yield _plain(f"{ours}.k_norm", f"{source}.k_norm.weight", (spec.head_dim,))
-    yield Parameter(f"{ours}.output", (Part(f"{source}.o_proj.weight", (hidden, query), Cut.COLUMNS),), Use.LINEAR)
+    yield Parameter(f"{ours}.output", (Part(f"{source}.o_proj.weight", (hidden, query), Cut.HEAD_COLUMNS),), Use.LINEAR)
     if spec.output_bias:
         yield _plain(f"{ours}.output_bias", f"{source}.o_proj.bias", (hidden,), Cut.FIRST_RANK)
 

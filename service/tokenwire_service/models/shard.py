@@ -29,8 +29,9 @@ class RankSlice:
 def rank_slice(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> RankSlice:
     """The slice of `part` that this rank of `group` holds."""
     height, row_shape = part.shape[0], part.shape[1:]
-    if part.cut is Cut.COLUMNS:
-        columns = group.split(part.shape[1])
+    if part.cut in (Cut.COLUMNS, Cut.HEAD_COLUMNS):
+        heads = _of_heads(query_heads(spec, group), spec)
+        columns = heads if part.cut is Cut.HEAD_COLUMNS else group.split(part.shape[1])
         return RankSlice(slice(0, height), columns, height, (columns.stop - columns.start, *part.shape[2:]))
     if part.cut is Cut.VOCAB_ROWS:
         each = -(-height // group.size)
@@ -38,18 +39,40 @@ def rank_slice(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> RankS
         return RankSlice(rows, _EVERYTHING, each, row_shape)
     if part.cut is Cut.FIRST_RANK:
         return RankSlice(slice(0, height if group.rank == 0 else 0), _EVERYTHING, height, row_shape)
-    rows = _even_rows(part, spec, group)
+    rows = _rows(part, spec, group)
     return RankSlice(rows, _EVERYTHING, rows.stop - rows.start, row_shape)
 
 
-def _even_rows(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> slice:
+def kv_heads(spec: ModelSpec, group: TensorParallelGroup) -> range:
+    """The KV heads this rank holds: as even a share as whole heads allow; one that others hold too where there are more
+    ranks than heads."""
+    heads, rank, size = spec.num_kv_heads, group.rank, group.size
+    first = rank * heads // size
+    return range(first, max((rank + 1) * heads // size, first + 1))
+
+
+def query_heads(spec: ModelSpec, group: TensorParallelGroup) -> range:
+    """The query heads this rank computes: those of its KV heads, divided with the other ranks that hold them."""
+    if spec.num_kv_heads < group.size:
+        part = group.split(spec.num_heads)
+        return range(part.start, part.stop)
+    held, each = kv_heads(spec, group), spec.num_heads // spec.num_kv_heads
+    return range(held.start * each, held.stop * each)
+
+
+def _rows(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> slice:
     if part.cut is Cut.ROWS:
         return group.split(part.shape[0])
+    if part.cut is Cut.HEAD_ROWS:
+        return _of_heads(query_heads(spec, group), spec)
     if part.cut is Cut.KV_ROWS:
-        heads = spec.num_kv_heads
-        first, count = group.rank * heads // group.size, max(heads // group.size, 1)
-        return slice(first * spec.head_dim, (first + count) * spec.head_dim)
+        return _of_heads(kv_heads(spec, group), spec)
     return slice(0, part.shape[0])
+
+
+def _of_heads(heads: range, spec: ModelSpec) -> slice:
+    """Of a dimension that holds the heads one after the other."""
+    return slice(heads.start * spec.head_dim, heads.stop * spec.head_dim)
 
 
 def check_divides(spec: ModelSpec, size: int) -> None:
@@ -63,8 +86,8 @@ def check_divides(spec: ModelSpec, size: int) -> None:
 
 
 def _divides(spec: ModelSpec, size: int) -> bool:
-    heads = spec.num_kv_heads
-    return not (spec.num_heads % size or spec.intermediate_size % size or (heads % size and size % heads))
+    repeated = spec.num_kv_heads < size
+    return not (spec.intermediate_size % size or (repeated and (spec.num_heads % size or size % spec.num_kv_heads)))
 
 
 def _either(options: list[str]) -> str:

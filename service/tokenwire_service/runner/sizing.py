@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.errors import ConfigError
 from tokenwire_service.models.spec import ModelSpec
+from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.scheduling.limits import SchedulerLimits
 
 _MAX_TOTAL_TOKENS_ON_CPU = 8192
+_MIN_SHARE = 0.5
+"""Of the memory of the rank that has most free, what every rank must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,24 @@ def choose_sizes(
         max_total_tokens=min(longest, num_cached_tokens),
         vocab_size=spec.vocab_size,
     )
+
+
+def agree_on_sizes(
+    sizes: EngineSizes, free_bytes: int, group: TensorParallelGroup, device: torch.device
+) -> EngineSizes:
+    """The sizes that fit every rank: every block is a block of each. Called by all ranks together.
+
+    Raises ConfigError, on every rank, when one of them has much less memory than the others.
+    """
+    own = torch.tensor([[sizes.num_blocks], [free_bytes], [sizes.max_total_tokens]], device=device)
+    num_blocks, free, longest = (list(map(int, row)) for row in group.all_gather(own))
+    if min(free) < _MIN_SHARE * max(free):
+        rank, most = free.index(min(free)), free.index(max(free))
+        raise ConfigError(
+            f"rank {rank} has {_mib(min(free))} of memory free, rank {most} {_mib(max(free))}: every rank gets as much "
+            f"KV cache as the poorest has room for; free the memory of rank {rank}'s device, or lower --num-shard"
+        )
+    return replace(sizes, num_blocks=min(num_blocks), max_total_tokens=min(longest))
 
 
 def _batch(config: EngineConfig, on_cpu: bool) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
 from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
 from tokenwire_service.runner.model_runner import ModelRunner
-from tokenwire_service.runner.sizing import check_flags, choose_sizes
+from tokenwire_service.runner.sizing import agree_on_sizes, check_flags, choose_sizes
 from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs, NoGraphs, StepGraphs, bucket_sizes
 from tokenwire_service.runner.timing import StepTiming
 from tokenwire_service.runner.verify import SpeculationLimits
@@ -75,7 +75,8 @@ class Worker:
         kv_dtype = choose_kv_dtype(config.kv_cache_dtype, self._dtype, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
         free_bytes = free_memory_bytes(self.device) // (local.size if self.device.type == "cpu" else 1)
-        self.sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
+        sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
+        self.sizes = agree_on_sizes(sizes, free_bytes, group, self.device)
         """What the scheduler must work within."""
         self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
         self._runner = ModelRunner(

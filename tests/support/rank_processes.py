@@ -1,0 +1,30 @@
+"""What runs of an engine's ranks, seen from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.service_process import ServiceProcess, command_of
+
+
+def in_session(session: int) -> list[int]:
+    """Processes of a session, zombies left out; an engine and the ranks it started are one."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, of = fields[0], int(fields[3])
+        if of == session and state != "Z":
+            found.append(int(path.name))
+    return sorted(found)
+
+
+def rank_pids(service: ServiceProcess) -> list[int]:
+    """Of the ranks of a service's one engine, in the order of ranks."""
+    engine = service.engine_pid()
+    others = [pid for pid in in_session(engine) if b"engine.rank_process" in command_of(pid)]
+    return [engine, *others]
