@@ -40,6 +40,7 @@ class WorkerFacts:
     """What a loaded worker turned out to be."""
 
     dtype: str
+    """What weights are held in: `int8` when they were quantized, float32 where the asked-for type has no kernels."""
     device: str
     num_parameters: int
     attention_backend: str
@@ -66,13 +67,14 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         tensors = _Counted()
-        self._dtype = choose_dtype(dtype, self.device)
-        backend = select_backend(self.device, self._dtype, None if config.quantize == "none" else config.quantize)
+        chosen = choose_dtype(dtype, self.device)
+        backend = select_backend(self.device, chosen, None if config.quantize == "none" else config.quantize)
         group = _with_shortcut(group or TensorParallelGroup(), local, backend)
-        decoder = load_weights(spec, tensors.count(stream_tensors(resolved, progress)), self._dtype, group, backend)
+        decoder = load_weights(spec, tensors.count(stream_tensors(resolved, progress)), chosen, group, backend)
         self._num_parameters = tensors.num_elements
-        _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._dtype, self.device)
-        kv_dtype = choose_kv_dtype(config.kv_cache_dtype, self._dtype, decoder.backend)
+        self._held_in = _held_in(backend, chosen)
+        _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._held_in, self.device)
+        kv_dtype = choose_kv_dtype(config.kv_cache_dtype, chosen, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
         free_bytes = free_memory_bytes(self.device) // (local.size if self.device.type == "cpu" else 1)
         sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
@@ -102,7 +104,7 @@ class Worker:
         backend = self._decoder.backend
         on_gpu = self.device.type == "cuda"
         return WorkerFacts(
-            dtype=str(self._dtype).removeprefix("torch."),
+            dtype=self._held_in,
             device=torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
             num_parameters=self._num_parameters,
             attention_backend="triton" if backend.triton else "native" if backend.library is not None else "torch",
@@ -127,6 +129,12 @@ class Worker:
         if self.device.type == "cpu":
             return LazyGraphs(recorder)
         return BucketGraphs(recorder, bucket_sizes(self.sizes.max_num_sequences))
+
+
+def _held_in(backend: Backend, dtype: torch.dtype) -> str:
+    if backend.linear_format.is_native:
+        return backend.linear_format.value
+    return str(backend.compute_dtype or dtype).removeprefix("torch.")
 
 
 def _with_shortcut(group: TensorParallelGroup, local: LocalRanks, backend: Backend) -> TensorParallelGroup:
