@@ -181,6 +181,7 @@ def test_the_machines_name_is_not_the_address_to_bind(invoke: Invoke, started: S
         (["serve", "--lame-duck-s", "-1"], "tokenwire: error: --lame-duck-s must be >= 0"),
         (["serve", "--speculate", "17"], "tokenwire: error: --speculate must be in 0..16 (0 is off)"),
         (["serve", "--speculate-max-batch", "0"], "tokenwire: error: --speculate-max-batch must be >= 1"),
+        (["serve", "--max-decode-slowdown", "1"], "tokenwire: error: --max-decode-slowdown 1: use more than 1, or 0"),
         (["serve", "--step-timeout-s", "inf"], "tokenwire: error: --step-timeout-s must be >= 0 and finite"),
         (
             ["serve", "--graceful-termination-timeout", "nan"],
