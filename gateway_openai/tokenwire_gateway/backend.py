@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire.v1 import engine_pb2, engine_pb2_grpc, models_pb2, models_pb2_grpc
+from tokenwire.v1 import text_generation_pb2 as text_pb2
 from tokenwire.v1.text_generation_pb2_grpc import TextGenerationServiceStub
 from tokenwire.v1.tokenization_pb2_grpc import TokenizationServiceStub
 from tokenwire_client.channel import ChannelConfig, TlsConfig
 from tokenwire_gateway.config import GatewayConfig
 from tokenwire_gateway.errors import GatewayError, Problem, bad_field, from_rpc
 from tokenwire_gateway.facts import RequestFacts
+from tokenwire_gateway.plain import EventReader
 
 if TYPE_CHECKING:
     from tokenwire.v1.text_generation_pb2_grpc import TextGenerationServiceAsyncStub
@@ -60,6 +63,14 @@ class Backend:
         self.tokens: TokenizationServiceAsyncStub = _typed(TokenizationServiceStub(self._channel))
         self.models: models_pb2_grpc.ModelServiceAsyncStub = _typed(models_pb2_grpc.ModelServiceStub(self._channel))
         self.engine: engine_pb2_grpc.EngineServiceAsyncStub = _typed(engine_pb2_grpc.EngineServiceStub(self._channel))
+        self.generated: StreamRpc[text_pb2.GenerateStreamResponse | str] = self._reader(
+            "GenerateStream", EventReader(text_pb2.GenerateStreamResponse, "delta")
+        )
+        """GenerateStream, with plain deltas as their text; see EventReader."""
+        self.said: StreamRpc[text_pb2.ChatStreamResponse | str] = self._reader(
+            "ChatStream", EventReader(text_pb2.ChatStreamResponse, "content")
+        )
+        """ChatStream, likewise."""
         self._health: Any = _typed(health_pb2_grpc.HealthStub(self._channel))  # type: ignore[no-untyped-call]
         self._device = ""
         self._device_asked_s = -DEVICE_INTERVAL_S
@@ -82,15 +93,23 @@ class Backend:
             call.cancel()
 
     async def stream(self, rpc: StreamRpc[_R], request: Any, facts: RequestFacts) -> AsyncGenerator[_R]:
-        """The events of one call; closing the iterator cancels it. Raises GatewayError."""
+        """The events of one call, which must end with `completed`; closing the iterator cancels it.
+
+        Raises GatewayError.
+        """
         call = _begin(lambda: rpc(request, timeout=self._timeout(), metadata=self._metadata(facts)))
+        last: Any = None
         try:
             while (event := await call.read()) is not grpc.aio.EOF:
+                last = event
                 yield event
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
         finally:
             call.cancel()
+        if last is None or isinstance(last, str) or not last.HasField("completed"):
+            message = "The generation service ended the stream before its end; try again."
+            raise GatewayError(Problem(500, "INCOMPLETE", message))
 
     async def is_serving(self) -> bool:
         """Whether the service answers requests now."""
@@ -135,6 +154,11 @@ class Backend:
                     await self.server_info(facts)
         return self._device
 
+    def _reader(self, method: str, reader: EventReader[Any]) -> Any:
+        return self._channel.unary_stream(
+            f"/{GENERATION_SERVICE}/{method}", request_serializer=_serialize, response_deserializer=reader
+        )
+
     def _timeout(self) -> float | None:
         return self._config.request_timeout_s or None
 
@@ -153,11 +177,6 @@ class Backend:
 
 async def merged(streams: Sequence[AsyncGenerator[_R]]) -> AsyncGenerator[tuple[int, _R]]:
     """Events of several streams as they come, each with the number of its stream. The first failure ends them all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as events:
-            async for event in events:
-                yield 0, event
-        return
     queue: asyncio.Queue[tuple[int, _R] | Exception | None] = asyncio.Queue(maxsize=4 * len(streams))
 
     async def pump(number: int, stream: AsyncGenerator[_R]) -> None:
@@ -203,6 +222,10 @@ def _begin(call: Any) -> Any:
         return call()
     except (ValueError, UnicodeError) as error:
         raise bad_field("", f"the request cannot be sent: {error}") from error
+
+
+def _serialize(request: Message) -> bytes:
+    return request.SerializeToString()
 
 
 def _typed(stub: Any) -> Any:

@@ -12,6 +12,7 @@ import uvicorn
 from tokenwire_gateway.app import create_app
 from tokenwire_gateway.config import GatewayConfig
 from tokenwire_gateway.observability import logs
+from tokenwire_gateway.sse import direct
 
 _log = logging.getLogger("tokenwire_gateway")
 
@@ -36,7 +37,7 @@ class Server(uvicorn.Server):
 def make_server(config: GatewayConfig) -> uvicorn.Server:
     """A server on uvloop and httptools; SIGTERM lets running requests finish within the grace period."""
     settings = uvicorn.Config(
-        create_app(config),
+        direct(create_app(config)),
         host=config.hostname,
         port=config.port,
         loop="uvloop",

@@ -15,7 +15,6 @@ from tokenwire.v1 import types_pb2 as types
 from tokenwire_gateway.backend import Backend
 from tokenwire_gateway.body import read_json
 from tokenwire_gateway.config import GatewayConfig
-from tokenwire_gateway.errors import GatewayError, Problem
 from tokenwire_gateway.facts import RequestFacts, facts_of
 from tokenwire_gateway.sse import ErrorFrame, EventStream
 
@@ -66,18 +65,6 @@ async def event_stream(request: Request, chunks: AsyncGenerator[bytes], error_fr
     response = EventStream(chunks, error_frame, gateway.config.keep_alive_s, headers)
     await response.begin(request.receive)
     return response
-
-
-async def whole(events: AsyncGenerator[_E]) -> AsyncGenerator[_E]:
-    """`events`, which must end with `completed`. Raises GatewayError."""
-    last: Any = None
-    async with aclosing(events) as open_events:
-        async for event in open_events:
-            last = event
-            yield event
-    if last is None or not last.HasField("completed"):
-        message = "The generation service ended the stream before its end; try again."
-        raise GatewayError(Problem(500, "INCOMPLETE", message))
 
 
 async def cost_headers(request: Request, facts: RequestFacts, characters: int) -> dict[str, str]:

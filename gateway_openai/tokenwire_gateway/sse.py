@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import orjson
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokenwire_gateway.errors import CLIENT_CLOSED_REQUEST, GatewayError, Problem, internal
 from tokenwire_gateway.facts import RequestFacts, facts_of
@@ -21,7 +21,20 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 _log = logging.getLogger("tokenwire_gateway")
 
+SEND_KEY = "tokenwire.send"
+
 ErrorFrame = Callable[[Problem], bytes]
+
+
+def direct(app: ASGIApp) -> ASGIApp:
+    """`app`, whose event streams send what follows their start straight to the server, past all middleware."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope[SEND_KEY] = send
+        await app(scope, receive, send)
+
+    return serve
 
 
 def frame(event: Any) -> bytes:
@@ -87,9 +100,11 @@ class EventStream(Response):
         tasks: list[asyncio.Future[None]] = []
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            pump = asyncio.ensure_future(self._pump(send, facts_of(scope)))
+            # Middleware between here and the server only looks at the start.
+            body = scope.get(SEND_KEY, send)
+            pump = asyncio.ensure_future(self._pump(body, facts_of(scope)))
             gone = asyncio.ensure_future(_disconnected(receive))
-            tasks = [pump, gone, asyncio.ensure_future(self._keep_alive(send))]
+            tasks = [pump, gone, asyncio.ensure_future(self._keep_alive(body))]
             await asyncio.wait((pump, gone), return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
@@ -104,7 +119,8 @@ class EventStream(Response):
             if self._first is not None:
                 await self._write(send, await self._first)
             async for chunk in self._frames:
-                await self._write(send, chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                self._sent_at = time.monotonic()
         except StopAsyncIteration:
             pass
         except GatewayError as error:

@@ -79,8 +79,11 @@ class ChatChunks:
         self._head: dict[str, Any] = {}
         self._frame: ChunkFrame | None = None
 
-    def on(self, event: text.ChatStreamResponse) -> bytes:
-        """The chunks that `event` calls for; empty for none."""
+    def on(self, event: text.ChatStreamResponse | str) -> bytes:
+        """The chunks that `event` calls for; empty for none. Text is the first candidate's next content."""
+        if isinstance(event, str):
+            self._facts.saw_first_token()
+            return self._chunk(0, {"content": event})
         match event.WhichOneof("event"):
             case "started":
                 return self._started(event.started)

@@ -96,8 +96,11 @@ class CompletionChunks:
         self._columns: dict[int, LogprobColumns] = {}
         self._running = len(plan.echoes)
 
-    def on(self, prompt: int, event: text.GenerateStreamResponse) -> bytes:
-        """The chunks that an event of `prompt` calls for; empty for none."""
+    def on(self, prompt: int, event: text.GenerateStreamResponse | str) -> bytes:
+        """The chunks that an event of `prompt` calls for; empty for none. Text is the first candidate's next."""
+        if isinstance(event, str):
+            self._facts.saw_first_token()
+            return self._chunk(prompt * self._plan.choices, event)
         match event.WhichOneof("event"):
             case "started":
                 return self._started(prompt, event.started)

@@ -30,7 +30,6 @@ from tokenwire_gateway.serving import (
     frames,
     gateway_of,
     json_response,
-    whole,
 )
 from tokenwire_gateway.shapes import parse
 from tokenwire_gateway.sse import DONE, unless_gone
@@ -57,7 +56,7 @@ async def chat_completions(request: Request) -> Response:
         facts.names = names.CHAT_NEWER
     if body.stream:
         chunks = ChatChunks(facts, body.n or 1, bool(body.logprobs), _include_usage(body))
-        events = whole(backend.stream(backend.text.ChatStream, asked, facts))
+        events = backend.stream(backend.said, asked, facts)
         return await event_stream(request, frames(events, chunks.on, DONE), partial(error_frame, known=names.CHAT))
     answer = await unless_gone(request.receive, backend.unary(backend.text.Chat, asked, facts))
     facts.model = answer.info.model
@@ -100,9 +99,12 @@ async def _stream_completions(
     request: Request, asked: Sequence[text.GenerateRequest], plan: CompletionPlan
 ) -> Response:
     backend, facts = gateway_of(request).backend, facts_of(request.scope)
-    streams = [whole(backend.stream(backend.text.GenerateStream, one, facts)) for one in asked]
+    streams = [backend.stream(backend.generated, one, facts) for one in asked]
     chunks = CompletionChunks(facts, plan)
-    body = frames(merged(streams), lambda numbered: chunks.on(*numbered), DONE)
+    if len(streams) == 1:
+        body = frames(streams[0], partial(chunks.on, 0), DONE)
+    else:
+        body = frames(merged(streams), lambda numbered: chunks.on(*numbered), DONE)
     return await event_stream(request, body, partial(error_frame, known=names.COMPLETION))
 
 

@@ -14,7 +14,7 @@ from tokenwire_gateway.facts import facts_of
 from tokenwire_gateway.openai.convert import chat_messages, chat_tools, model_name, template_args
 from tokenwire_gateway.openai.schemas import ChatCompletionRequest
 from tokenwire_gateway.openapi import takes
-from tokenwire_gateway.serving import body_of, cost_headers, event_stream, frames, gateway_of, json_response, whole
+from tokenwire_gateway.serving import body_of, cost_headers, event_stream, frames, gateway_of, json_response
 from tokenwire_gateway.shapes import parse
 from tokenwire_gateway.sse import unless_gone
 from tokenwire_gateway.tgi.answers import TokenEvents, generate_body
@@ -73,7 +73,7 @@ async def _stream(request: Request, body: GenerateRequest, full: bool) -> Respon
     facts, backend = facts_of(request.scope), gateway_of(request).backend
     asked = generate_request(body, stream=True)
     told = TokenEvents(facts, body.parameters, body.inputs if full else "")
-    events = whole(backend.stream(backend.text.GenerateStream, asked, facts))
+    events = backend.stream(backend.text.GenerateStream, asked, facts)
     return await event_stream(request, frames(events, told.on, b""), error_frame)
 
 
