@@ -30,6 +30,7 @@ types:
 	cd service && ../$(BIN)/mypy --config-file ../pyproject.toml -p tokenwire_service
 	cd clients/python && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tokenwire_client
 	cd gateway_openai && ../$(BIN)/mypy --config-file ../pyproject.toml -p tokenwire_gateway
+	$(BIN)/mypy -p bench
 
 layers:
 	@scripts/setup.sh test

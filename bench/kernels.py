@@ -124,7 +124,7 @@ def gpu_best_s(work: Work) -> float:
     marks = []
     for _ in range(_RUNS):
         flushed.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         work()
         end.record()

@@ -180,7 +180,7 @@ def _qk_norm_rope_store(at: Setting) -> Iterator[Case]:
             key: Tensor = key,
             value: Tensor = value,
         ) -> Tensor:
-            q, k, v = qkv.view(len(qkv), -1, dim).split([heads, kv_heads, kv_heads], dim=1)
+            q, k, v = qkv.view(len(qkv), -1, dim).split([heads, kv_heads, kv_heads], dim=1)  # type: ignore[no-untyped-call]
             at_block, offset = slots // at.block_size, slots % at.block_size
             key[at_block, :, offset] = _rotated(k, cos_sin).to(key.dtype)
             value[at_block, :, offset] = v.to(value.dtype)

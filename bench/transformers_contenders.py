@@ -25,7 +25,7 @@ class RandomContinuousBatching:
         shape = {name: value for name, value in config.items() if name not in ("architectures", "rope_theta")}
         described = AutoConfig.for_model(**shape, rope_parameters=rope)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
         self._model = model.eval()
         page = 256 if device.type == "cuda" else 32
         limits: dict[str, Any] = {"page_size": page, "allow_block_sharing": False}
@@ -36,7 +36,7 @@ class RandomContinuousBatching:
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Continuation]:
         """All prompts at once, greedily, `new_tokens` each."""
-        generation = GenerationConfig(
+        generation = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cache=True
         )
         with torch.inference_mode():

@@ -78,7 +78,7 @@ class ContinuousBatching:
         """Nothing depends on the prompts."""
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[Output]:
-        generation = GenerationConfig(
+        generation = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cache=True
         )
         with torch.inference_mode():
@@ -103,7 +103,7 @@ class ContinuousBatching:
 def _load(setup: Setup) -> Any:
     torch.set_num_threads(setup.threads)
     model = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32, attn_implementation="sdpa")
-    return model.eval()
+    return model.eval()  # type: ignore[no-untyped-call]
 
 
 def _open(setup: Setup) -> Generate | ContinuousBatching:
