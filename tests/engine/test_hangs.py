@@ -1,11 +1,13 @@
 """When an engine is taken for hung, and what is left of it."""
 
+import asyncio
 import dataclasses
 import os
 import signal
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.support.acting_clients import acting, acting_client, failure_of, is_over, tokens_of, wait_until
 from tests.support.acting_engine import Part, play
@@ -76,7 +78,9 @@ def test_the_step_timeout_fits_the_device(asked: float, device: str, timeout: fl
 async def test_a_process_that_falls_silent_is_ended_with_its_ranks(tmp_path: Path) -> None:
     async with acting(tmp_path, silence_timeout_s=0.5, rank="spawned") as client:
         pid, rank = client.pid, int((tmp_path / "rank").read_text())
-        begun, hush = client.submit(play(Part.BEGIN)), client.submit(play(Part.HUSH))
+        begun = client.submit(play(Part.BEGIN))
+        await begun.take()
+        hush = client.submit(play(Part.HUSH))
         assert await failure_of(begun) is FailureReason.ENGINE_DOWN
         assert client.state is EngineState.DOWN
         hush.close()
@@ -92,6 +96,18 @@ async def test_a_stopped_process_is_ended_while_idle(tmp_path: Path) -> None:
         await client.wait_state_change(EngineState.READY)
         await client.wait_state_change(EngineState.DOWN)
         assert await tokens_of(client.submit(play(Part.ANSWER))) == [2, 0]
+
+
+def test_a_stopped_process_is_ended_on_uvloop(tmp_path: Path) -> None:
+    async def stop_it() -> None:
+        async with acting(tmp_path, silence_timeout_s=0.5) as client:
+            waiting = client.submit(play(Part.WAIT, 1))
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGSTOP)
+            assert await tokens_of(waiting) == [2, 0]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(stop_it())
 
 
 async def test_work_without_steps_ends_the_process_though_it_lives(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Several engines behind one client: who takes what, and what happens when some of them go down."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -14,11 +15,20 @@ from tests.support.acting_clients import (
     acting_replicas,
     failure_of,
     num_processes,
+    read_all,
     tokens_of,
     wait_until,
 )
 from tests.support.acting_engine import INFO, Part, play
-from tokenwire_service.core.events import EngineStats, FailureReason
+from tokenwire_service.core.events import (
+    Admitted,
+    Completed,
+    EngineEvent,
+    EngineStats,
+    Failed,
+    FailureReason,
+    TokensGenerated,
+)
 from tokenwire_service.core.params import CacheParams
 from tokenwire_service.engine.client import EngineState
 from tokenwire_service.engine.process_client import LoadCallback, Overseer, ProcessEngineClient, RestartPolicy
@@ -95,7 +105,9 @@ async def test_it_is_down_when_all_are_and_answers_as_soon_as_one_is_back(tmp_pa
             client.submit(play(Part.ANSWER))
         assert await client.wait_state_change(DOWN) is READY
         answers = [await tokens_of(stream) for stream in waiting]
-        assert {number for number, _ in answers} <= {3, 4}
+        first_back = answers[0][0]
+        assert first_back in (3, 4)
+        assert answers == [[first_back, place] for place in range(4)]
 
 
 async def test_who_waits_for_any_of_them_keeps_its_times_and_may_leave(tmp_path: Path) -> None:
@@ -166,6 +178,44 @@ async def test_totals_only_grow(tmp_path: Path) -> None:
         assert client.stats.num_blocks == 100
         await wait_until(lambda: client.stats.num_blocks == 200)
         assert client.stats.generated_tokens == 4
+
+
+def check_story(events: list[EngineEvent]) -> None:
+    """One beginning at most, one engine's tokens, one end; none that had not begun is given up after one death."""
+    kinds = [type(event) for event in events]
+    assert kinds.count(Admitted) <= 1
+    numbers = {event.token_ids[0] for event in events if isinstance(event, TokensGenerated)}
+    assert len(numbers) <= 1
+    assert [kind for kind in kinds if kind in (Completed, Failed)] == kinds[-1:]
+    if isinstance(events[-1], Failed):
+        assert events[-1].reason is FailureReason.ENGINE_DOWN
+    assert kinds[0] is Admitted
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_dies_every_request_ends_once(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    restarts = RestartPolicy(max_restarts=100, first_delay_s=0.01, max_delay_s=0.01)
+    async with acting_replicas(tmp_path, 3, restarts=restarts) as client:
+        readers: list[asyncio.Task[list[EngineEvent]]] = []
+        for _ in range(12):
+            await wait_until(lambda: client.state is READY)
+            for _ in range(6):
+                asked = play(Part.STEPS, chance.randrange(3), max_tokens=chance.randint(1, 20))
+                with contextlib.suppress(EngineDownError):
+                    readers.append(asyncio.create_task(read_all(client.submit(asked))))
+                await asyncio.sleep(chance.random() * 0.01)
+            victims = [pid for pid in client.pids if pid is not None]
+            for pid in chance.sample(victims, min(len(victims), chance.choice([1, 1, 1, 3]))):
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(chance.random() * 0.1)
+        stories = await asyncio.gather(*readers)
+        await wait_until(lambda: client.state is READY)
+        assert await tokens_of(client.submit(play(Part.ANSWER))) != []
+        assert [(replica.weight, replica.num_live) for replica in client._replicas] == [(0, 0)] * 3
+        assert len(client._room) == 0
+    for story in stories:
+        check_story(story)
 
 
 async def test_one_that_cannot_load_ends_the_start(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ class RequestStream(Protocol):
     async def take(self) -> Sequence[EngineEvent]:
         """Wait until at least one event is pending, then return all of them, in order.
 
-        The last sequence ends with `Completed` or `Failed`; an engine that dies yields `Failed(ENGINE_DOWN)`.
+        The last sequence ends with `Completed` or `Failed`. An engine that dies yields `Failed(ENGINE_DOWN)`; a request
+        of which there was no event yet goes to the next engine instead.
         """
         ...
 
@@ -77,7 +78,7 @@ class RequestStream(Protocol):
 
 
 class EngineClient(Protocol):
-    """One engine, in another process or in a test."""
+    """One engine, or several as one, in other processes or in a test."""
 
     @property
     def state(self) -> EngineState: ...

@@ -18,6 +18,10 @@ from tokenwire_service.engine.totals import SlowestLoad, counters, total_info, t
 from tokenwire_service.engine.waiting_room import WaitingRoom
 
 
+_SETTLE_S = 0.1
+"""Engines often die together: who has lost one waits so long before it goes to another, which may be as good as dead."""
+
+
 class MakeReplica(Protocol):
     """Makes the client of one engine, not started."""
 
@@ -28,7 +32,7 @@ class ReplicatedEngineClient:
     """See EngineClient. READY while one replica is; all calls belong to one event loop.
 
     `Router` chooses who takes a request. A replica that is down is routed around, and comes back by itself; of the
-    requests it had, those that it had not begun go to others at once, or wait while there is none.
+    requests it had, those that it had not begun go to others, or wait while there is none.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class ReplicatedEngineClient:
         self._logger = logger
         self._router = Router(num_replicas)
         self._room = WaitingRoom()
+        self._settling: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._retired = EngineStats()
         """Counted by engines that went down, so that totals only grow."""
@@ -117,6 +122,8 @@ class ReplicatedEngineClient:
     async def close(self) -> None:
         """Stop the engines and wait for their processes. Idempotent."""
         await asyncio.gather(*(replica.close() for replica in self._replicas))
+        if self._settling is not None:
+            self._settling.cancel()
         self._room.fail_all(FailureReason.DRAINING, "the server is shutting down; retry elsewhere")
         await asyncio.gather(*self._lives, return_exceptions=True)
 
@@ -128,8 +135,7 @@ class ReplicatedEngineClient:
     def replica_changed(self, index: int) -> None:
         """A replica's state is another one; those who waited for one go first."""
         if self._replicas[index].state is EngineState.READY:
-            for delivery in self._room.release():
-                self._place(delivery)
+            self._empty_room()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -137,10 +143,17 @@ class ReplicatedEngineClient:
         """A replica's engine went down; see Overseer."""
         self._router.forget(index)
         self._retired = total_stats([self._retired, counters(stats)])
-        if self.state is not EngineState.READY:
-            self._room.take_in(deliveries)
-            return
-        for delivery in deliveries:
+        self._room.take_in(deliveries)
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_SETTLE_S, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        if self.state is EngineState.READY:
+            self._empty_room()
+
+    def _empty_room(self) -> None:
+        for delivery in self._room.release():
             self._place(delivery)
 
     def _place(self, delivery: Delivery) -> None:
