@@ -99,9 +99,14 @@ def test_close_wakes_who_waits(ends: tuple[socket.socket, socket.socket]) -> Non
     assert received == [None]
 
 
+def send_many(sender: PlanSender) -> None:
+    """More than fits on the way."""
+    for _ in range(10_000):
+        sender.send(plan(1000))
+
+
 def test_a_receiver_that_is_gone_is_an_error(ends: tuple[socket.socket, socket.socket]) -> None:
     sender = PlanSender([ends[0]])
     ends[1].close()
     with pytest.raises(OSError, match=r"reset|pipe"):
-        for _ in range(10_000):
-            sender.send(plan(1000))
+        send_many(sender)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from google.rpc import error_details_pb2
 from tests.support.rank_processes import in_session, rank_pids
 from tests.support.service_process import SERVING, ServiceProcess, eventually, serving_service
 from tokenwire.v1 import text_generation_pb2 as pb

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.parallel.identity import RankIdentity
@@ -50,17 +49,11 @@ def join(identity: RankIdentity, store: TCPStore, device: torch.device, own_addr
 
     Raises RuntimeError (torch's) when they cannot reach each other. Once in a process's life.
     """
-    on_gpu = device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=identity.rank,
-        world_size=identity.size,
-        timeout=_TIMEOUT,
-        pg_options=None if on_gpu else _gloo_options(own_address),
-        device_id=device if on_gpu else None,
-    )
-    return TensorParallelGroup(identity.rank, identity.size)
+    rank, size = identity.rank, identity.size
+    if device.type == "cuda":
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=_TIMEOUT, device_id=device)
+        return TensorParallelGroup(rank, size)
+    return TensorParallelGroup(rank, size, _gloo_group(rank, size, store, own_address))
 
 
 def leave() -> None:
@@ -69,9 +62,14 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _gloo_options(own_address: str) -> Any:
-    """Left alone, gloo listens at whatever the machine's name resolves to."""
+def _gloo_group(rank: int, size: int, store: TCPStore, own_address: str) -> dist.ProcessGroup:
+    """What init_process_group makes, which would listen at whatever the machine's name resolves to."""
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = _TIMEOUT
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address)]
-    return options
+    prefixed = PrefixStore("gloo", store)
+    kind = dist.ProcessGroup.BackendType.GLOO
+    group = dist.ProcessGroup(prefixed, rank, size)
+    group._set_default_backend(kind)
+    group._register_backend(torch.device("cpu"), kind, dist.ProcessGroupGloo(prefixed, rank, size, options))
+    return group
