@@ -17,9 +17,8 @@ from tokenwire_service.engine.routing import Router
 from tokenwire_service.engine.totals import SlowestLoad, counters, total_info, total_stats
 from tokenwire_service.engine.waiting_room import WaitingRoom
 
-
 _SETTLE_S = 0.1
-"""Engines often die together: who has lost one waits so long before it goes to another, which may be as good as dead."""
+"""Engines often die together: a request that lost one waits so long before it goes to another that may be dead too."""
 
 
 class MakeReplica(Protocol):
