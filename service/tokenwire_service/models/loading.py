@@ -13,6 +13,7 @@ from tokenwire_service.kernels.linear import pack_table, pack_weight
 from tokenwire_service.models.assembly import Weights, assemble
 from tokenwire_service.models.checkpoint import Parameter, Part, Use, checkpoint_tensors, is_redundant, parameters
 from tokenwire_service.models.decoder import Decoder
+from tokenwire_service.models.filling import Filling
 from tokenwire_service.models.shard import RankSlice, check_divides, rank_slice
 from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.parallel.group import TensorParallelGroup
@@ -51,7 +52,7 @@ class _Loader:
         self._dtype = backend.compute_dtype or dtype
         self._waiting = {part.name: (parameter, part) for parameter in parameters(spec) for part in parameter.parts}
         self._expected = frozenset(self._waiting)
-        self._filling: dict[str, Tensor] = {}
+        self._filling: dict[str, Filling] = {}
         self._weights = Weights({}, {})
 
     def add(self, name: str, tensor: StoredTensor) -> None:
@@ -63,7 +64,7 @@ class _Loader:
         whole = self._filling.get(parameter.name)
         if whole is None:
             whole = self._filling[parameter.name] = self._allocate(parameter)
-        self._copy(parameter, part, tensor, whole)
+        self._copy(parameter, part, tensor, whole.values)
         if not any(other.name in self._waiting for other in parameter.parts):
             self._store(parameter, self._filling.pop(parameter.name))
 
@@ -86,12 +87,11 @@ class _Loader:
                 f"the weights hold tensor '{name[:200]}', which a {self._spec.architecture} does not have"
             )
 
-    def _allocate(self, parameter: Parameter) -> Tensor:
+    def _allocate(self, parameter: Parameter) -> Filling:
         rows = sum(self._slice(part).num_rows for part in parameter.parts)
         shape = (rows, *self._slice(parameter.parts[0]).row_shape)
-        # One rank's parts cover everything. Of several, padding of the vocabulary and another rank's bias stay zero.
-        make = torch.empty if self._group.size == 1 else torch.zeros
-        return make(shape, dtype=self._dtype, device=self._backend.device)
+        # Padding of the vocabulary and another rank's bias stay zero.
+        return Filling(shape, self._dtype, self._backend.device)
 
     def _copy(self, parameter: Parameter, part: Part, tensor: StoredTensor, whole: Tensor) -> None:
         before = parameter.parts[: parameter.parts.index(part)]
@@ -109,13 +109,13 @@ class _Loader:
     def _slice(self, part: Part) -> RankSlice:
         return rank_slice(part, self._spec, self._group)
 
-    def _store(self, parameter: Parameter, whole: Tensor) -> None:
+    def _store(self, parameter: Parameter, whole: Filling) -> None:
         if parameter.use is Use.LINEAR:
-            self._weights.linear[parameter.name] = pack_weight(whole, self._backend)
+            self._weights.linear[parameter.name] = pack_weight(whole.values, self._backend, whole.drop_rows)
         elif parameter.use is Use.TABLE:
-            self._weights.linear[parameter.name] = pack_table(whole, self._backend)
+            self._weights.linear[parameter.name] = pack_table(whole.values, self._backend, whole.drop_rows)
         else:
-            self._weights.plain[parameter.name] = whole
+            self._weights.plain[parameter.name] = whole.values
 
 
 def _check_tensor(part: Part, tensor: StoredTensor) -> None:

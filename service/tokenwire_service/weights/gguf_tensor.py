@@ -47,10 +47,13 @@ class BlockTensor:
         low, high = left // block_length, -(-right // block_length)
         row, stop = first - first % self._unit, end + -end % self._unit
         row_bytes = width // block_length * block_bytes
-        for piece in self._file.pieces(self._entry.offset + row * row_bytes, stop - row, row_bytes, self._unit):
+        start, num_rows = self._entry.offset + row * row_bytes, stop - row
+        # Short pieces, so that what malloc keeps of them is little.
+        growth = 4 * -(-block_length * self.dtype.itemsize // block_bytes)
+        for piece in self._file.pieces(start, num_rows, row_bytes, step=self._unit, growth=growth):
             raw = piece[:, low * block_bytes : high * block_bytes].reshape(-1)
             values = dequantize(raw, self._entry.type, (len(piece), (high - low) * block_length))
             restored = self._order.restore(values, self._unit)
-            start = low * block_length
-            yield restored[max(first - row, 0) : end - row, left - start : right - start]
+            before = low * block_length
+            yield restored[max(first - row, 0) : end - row, left - before : right - before]
             row += len(piece)

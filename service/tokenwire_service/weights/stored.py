@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 EVERYTHING = slice(None)
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 """Of the file, mapped at once while a tensor is read."""
 
 
@@ -82,20 +82,20 @@ class MappedFile:
     def __len__(self) -> int:
         return len(self._bytes)
 
-    def pieces(self, start: int, num_rows: int, row_bytes: int, step: int = 1) -> Iterator[Tensor]:
+    def pieces(self, start: int, num_rows: int, row_bytes: int, *, step: int = 1, growth: int = 1) -> Iterator[Tensor]:
         """uint8 [n, row_bytes] each of `num_rows` rows from byte `start` on, in multiples of `step` rows but for the
-        last. What was looked at of one is dropped when the next is asked for."""
-        count = max(_PIECE_BYTES // max(row_bytes, 1) // step, 1) * step
+        last. What was looked at of one is dropped when the next is asked for. `growth`: bytes that a reader makes of
+        one of them."""
+        count = max(_PIECE_BYTES // growth // max(row_bytes, 1) // step, 1) * step
         for row in range(0, num_rows, count):
             first, size = start + row * row_bytes, min(count, num_rows - row)
             yield self._bytes[first : first + size * row_bytes].view(size, row_bytes)
-            self._drop(first, size * row_bytes)
+            self._drop()
 
-    def _drop(self, start: int, length: int) -> None:
-        """The pages stay in the system's cache; only this process lets go of them."""
-        page = start - start % mmap.PAGESIZE
-        if hasattr(self._map, "madvise") and length:
-            self._map.madvise(mmap.MADV_DONTNEED, page, min(start + length, len(self)) - page)
+    def _drop(self) -> None:
+        """Let go of every page, those too that the system brought along; they stay in its cache."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class MappedTensor:

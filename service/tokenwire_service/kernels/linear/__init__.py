@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from tokenwire_service.kernels.linear import reference
 
 INT8_GROUP = reference.INT8_GROUP
 _LARGEST_HALF = 65504.0
+_PACK_BYTES = 1 << 20
+"""Of a weight, packed at once."""
+DropRows = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,9 @@ class LinearWeight:
         return self.data.nbytes
 
 
-def pack_weight(weight: Tensor, backend: Backend) -> LinearWeight:
-    """weight [N, K], contiguous → the form `linear` wants. The plain copy can be dropped afterwards.
+def pack_weight(weight: Tensor, backend: Backend, drop_rows: DropRows = lambda end: None) -> LinearWeight:
+    """weight [N, K], contiguous → the form `linear` wants. The plain copy can be dropped afterwards, in the native
+    formats row by row meanwhile: `drop_rows` is told of ends of rows that will not be looked at again.
 
     A weight beyond float16's range is kept in float32 where the format says float16.
     """
@@ -45,15 +50,15 @@ def pack_weight(weight: Tensor, backend: Backend) -> LinearWeight:
     elif form is LinearFormat.PLAIN:
         data = weight
     else:
-        return _pack_native(weight, backend)
+        return _pack_native(weight, backend, drop_rows)
     return LinearWeight(data, out_features, in_features, form, backend)
 
 
-def pack_table(weight: Tensor, backend: Backend) -> LinearWeight:
+def pack_table(weight: Tensor, backend: Backend, drop_rows: DropRows = lambda end: None) -> LinearWeight:
     """As pack_weight, in a format whose rows can be looked up."""
     _check_weight(weight)
     if backend.linear_format.is_native:
-        return _pack_native(weight, backend)
+        return _pack_native(weight, backend, drop_rows)
     return LinearWeight(weight, weight.shape[0], weight.shape[1], LinearFormat.PLAIN, backend)
 
 
@@ -104,20 +109,29 @@ def _library(weight: LinearWeight) -> CpuLibrary:
     return weight.backend.library
 
 
-def _pack_native(weight: Tensor, backend: Backend) -> LinearWeight:
+def _pack_native(weight: Tensor, backend: Backend, drop_rows: DropRows) -> LinearWeight:
     library, form = backend.library, backend.linear_format
     if library is None or weight.dtype is not torch.float32:
         raise ValueError(f"only float32 weights are packed, by the native kernels; got {weight.dtype}")
-    if form is LinearFormat.FLOAT16 and not bool(weight.abs().max() <= _LARGEST_HALF):
-        form = LinearFormat.FLOAT32
+    if form is LinearFormat.FLOAT16:
+        # No copy of its size, as abs() would make.
+        low, high = weight.aminmax()
+        if not (float(low) >= -_LARGEST_HALF and float(high) <= _LARGEST_HALF):
+            form = LinearFormat.FLOAT32
     out_features, in_features = weight.shape
+    panel = library.check("tw_linear_panel")
+    num_panels = -(-out_features // panel)
     if form is LinearFormat.INT8:
         size = library.check("tw_linear_int8_bytes", out_features, in_features)
         data = torch.empty(size, dtype=torch.uint8)
     else:
-        panel = library.check("tw_linear_panel")
-        data = torch.empty(-(-out_features // panel) * panel * in_features, dtype=getattr(torch, form.value))
-    library.run(f"tw_linear_pack_{form.value}", weight.data_ptr(), data.data_ptr(), out_features, in_features)
+        data = torch.empty(num_panels * panel * in_features, dtype=getattr(torch, form.value))
+    at_once = max(_PACK_BYTES // (weight[0].nbytes * panel), 1)
+    for first in range(0, num_panels, at_once):
+        start, end = first * panel, min((first + at_once) * panel, out_features)
+        there = data.data_ptr() + data.nbytes // num_panels * first
+        library.run(f"tw_linear_pack_{form.value}", weight[start].data_ptr(), there, end - start, in_features)
+        drop_rows(end)
     return LinearWeight(data, out_features, in_features, form, backend)
 
 
