@@ -1,15 +1,18 @@
 """An engine goes down: requests that it had not begun go to the next one, the others end."""
 
 import asyncio
+import errno
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.acting_clients import acting, failure_of, read_all, tokens_of, wait_until
-from tests.support.acting_engine import Part, play
+from tests.support.acting_clients import acting, failure_of, num_processes, read_all, tokens_of, wait_until
+from tests.support.acting_engine import UNSUPPORTED, Part, play
 from tokenwire_service.core.events import Completed, FailureReason, FinishReason, TokensGenerated
 from tokenwire_service.engine.client import EngineState
 from tokenwire_service.engine.delivery import MAX_REPLAYS
@@ -105,6 +108,35 @@ async def test_all_fail_when_the_engine_does_not_come_back(tmp_path: Path) -> No
         assert await failure_of(waiting) is FailureReason.ENGINE_DOWN
         with pytest.raises(StartupError, match="signal 9"):
             await client.wait_stopped()
+
+
+async def test_a_process_that_cannot_be_started_again_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with acting(tmp_path) as client:
+        waiting = client.submit(play(Part.WAIT, 1))
+        start, failures = subprocess.Popen, [OSError(errno.EAGAIN, "no process left"), OSError(errno.ENOMEM, "full")]
+
+        def popen(*arguments: Any, **options: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return start(*arguments, **options)
+
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        await kill(client)
+        assert await tokens_of(waiting) == [2, 0]
+    assert "cannot be started: full" in caplog.text
+
+
+async def test_a_load_that_fails_is_tried_again_once_there_was_an_engine(tmp_path: Path) -> None:
+    """What made it fail, memory of the one before that is not free yet, may be gone then."""
+    async with acting(tmp_path) as client:
+        waiting = client.submit(play(Part.WAIT, 1))
+        (tmp_path / UNSUPPORTED).touch()
+        await kill(client)
+        await wait_until(lambda: num_processes(tmp_path) == 3)
+        (tmp_path / UNSUPPORTED).unlink()
+        assert (await tokens_of(waiting))[0] > 2
 
 
 async def test_closing_ends_those_that_wait(tmp_path: Path) -> None:

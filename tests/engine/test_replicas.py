@@ -19,7 +19,7 @@ from tests.support.acting_clients import (
     tokens_of,
     wait_until,
 )
-from tests.support.acting_engine import INFO, Part, play
+from tests.support.acting_engine import INFO, UNSUPPORTED, Part, play
 from tokenwire_service.core.events import (
     Admitted,
     Completed,
@@ -222,7 +222,7 @@ async def test_one_that_cannot_load_ends_the_start(tmp_path: Path) -> None:
     def make(index: int, overseer: Overseer, on_load: LoadCallback) -> ProcessEngineClient:
         if index == 0:
             return acting_client(tmp_path, overseer=overseer)
-        return acting_client(tmp_path, overseer=overseer, rank="unsupported")
+        return acting_client(tmp_path, overseer=overseer, rank=UNSUPPORTED)
 
     client = ReplicatedEngineClient(2, make, logger=LOGGER)
     with pytest.raises(ModelLoadingError):

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenwire_service.core.params import CacheParams, Request, SamplingParams, StoppingParams
-from tokenwire_service.engine.routing import BLOCK_TOKENS, EXPECTED_TOKENS, MAX_BLOCKS, SESSION_TOKENS, Route, Router
+from tokenwire_service.engine.routing import (
+    BLOCK_TOKENS,
+    EXPECTED_TOKENS,
+    MAX_BLOCKS,
+    MAX_REMEMBERED,
+    SESSION_TOKENS,
+    Route,
+    Router,
+)
 
 IDLE = {0: 0, 1: 0, 2: 0}
 NO_CACHE = CacheParams()
@@ -24,8 +32,8 @@ def prompt(seed: int, num_tokens: int) -> list[int]:
     return random.Random(seed).choices(range(1000), k=num_tokens)
 
 
-def router(num_replicas: int = 3, max_remembered: int = 1000) -> Router:
-    return Router(num_replicas, max_remembered=max_remembered, key=b"key")
+def router(num_replicas: int = 3) -> Router:
+    return Router(num_replicas, key=b"key")
 
 
 class Memory:
@@ -141,15 +149,27 @@ def test_a_flush_forgets_prefixes() -> None:
     assert tested.choose(asked, {0: 1, 1: 0}).replica == 1
 
 
-def test_memory_is_bounded_and_beginnings_are_kept_longest() -> None:
-    tested, long = router(2, max_remembered=4), prompt(0, 10 * BLOCK_TOKENS + 1)
+def test_no_more_is_remembered_than_the_caches_hold_and_beginnings_the_longest() -> None:
+    tested, long = router(2), prompt(0, 10 * BLOCK_TOKENS + 1)
     assert tested.choose(request(long), {0: 0, 1: 1}).replica == 0
     beginning = 4 * BLOCK_TOKENS
+    tested.limit(beginning + BLOCK_TOKENS - 1)
     assert tested.choose(request(long), {0: beginning - 1, 1: 0}) == Route(0, len(long) - beginning + 10)
-    for seed in range(100):
-        tested.choose(request(prompt(seed, 200), cache=CacheParams(session_id=str(seed))), {0: 0, 1: 0})
+    for seed in range(10):
+        tested.choose(request(prompt(seed, 200)), {0: 0, 1: 0})
         assert len(tested._holders) <= 4
-        assert len(tested._sessions) <= 4
+    tested.limit(0)
+    assert tested.choose(request(long), {0: 0, 1: 1}).weight == len(long) + 10
+    assert tested.choose(request(long), {0: 1, 1: 0}) == Route(1, len(long) + 10)
+
+
+def test_sessions_and_prefixes_are_bounded() -> None:
+    tested = router(2)
+    for seed in range(MAX_REMEMBERED // MAX_BLOCKS + 2):
+        tested.choose(request(prompt(seed, MAX_BLOCKS * BLOCK_TOKENS + 1)), {0: 0, 1: 0})
+    for number in range(MAX_REMEMBERED + 2):
+        tested.choose(request([1], cache=CacheParams(session_id=str(number))), {0: 0, 1: 0})
+    assert len(tested._holders) == len(tested._sessions) == MAX_REMEMBERED
 
 
 def test_of_long_prompts_the_beginning_is_looked_at() -> None:

@@ -33,7 +33,8 @@ DIRECTORY = "ACTING_ENGINE_DIRECTORY"
 """Environment: where processes leave what they tell beside the protocol; empty at first."""
 RANK = "ACTING_ENGINE_RANK"
 """Environment: `spawned` starts a process beside it, as ranks are; `forked` one that has all its files open; of an
-`unsupported` model loading fails."""
+`unsupported` model loading fails, and of any while the directory has a file of that name."""
+UNSUPPORTED = "unsupported"
 BEAT_S = 0.02
 INFO = EngineInfo("float32", "cpu", 1, 100, 32, 256, 8, 64, 1_000, "", "none")
 
@@ -74,6 +75,7 @@ class ActingEngine:
         self._connection = connection
         self._writing = threading.Lock()
         self._hushed = False
+        self._directory = directory
         self._number = _take_number(directory)
         self._num_taken = 0
         self._waiting: dict[str, Request] = {}
@@ -85,7 +87,7 @@ class ActingEngine:
         threading.Thread(target=self._live, daemon=True).start()
         threading.Thread(target=self._read, daemon=True).start()
         assert self._messages.get().HasField("configure")
-        if os.environ.get(RANK) == "unsupported":
+        if os.environ.get(RANK) == UNSUPPORTED or (self._directory / UNSUPPORTED).exists():
             failure = pb.StartupFailure(kind="UnsupportedModelError", message="nobody can act that")
             self._send(pb.EngineMessage(startup_failure=failure))
             return

@@ -42,4 +42,5 @@ def make_engine(
         part = parts[index]
         return one(part.config, logger=own, on_load=on_load, overseer=overseer, environ=part.environment)
 
-    return ReplicatedEngineClient(num_replicas, replica, logger=logger, on_load=on_load)
+    caching = config.engine.prefix_caching
+    return ReplicatedEngineClient(num_replicas, replica, logger=logger, on_load=on_load, prefix_caching=caching)

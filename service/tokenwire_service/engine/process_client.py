@@ -233,23 +233,26 @@ class ProcessEngineClient:
         in_a_row = 0
         while not self._closing.is_set():
             self._ready_since, self._startup_error = 0.0, None
-            status = await self._run_process()
+            reason = await self._run_process()
             if self._closing.is_set():
                 return
             if self._ready_since and time.monotonic() - self._ready_since >= self._restarts.healthy_s:
                 in_a_row = 0
             if self._info is None or in_a_row >= self._restarts.max_restarts:
-                raise self._startup_error or errors.StartupError(f"the engine process {_told(status)}")
+                raise self._startup_error or errors.StartupError(reason)
             delay_s = min(self._restarts.first_delay_s * 2**in_a_row, self._restarts.max_delay_s)
             in_a_row += 1
-            self._logger.error("the engine process %s; starting it again in %.1f s", _told(status), delay_s)
+            self._logger.error("%s; starting it again in %.1f s", self._startup_error or reason, delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
-    async def _run_process(self) -> int:
-        """Start a process, follow it until its end or `close`, clean up after it; its exit status."""
+    async def _run_process(self) -> str:
+        """Start a process, follow it until its end or `close`, clean up after it; how it ended, for the operator."""
         self._vigil = Vigil(self._silence_timeout_s, time.monotonic())
-        process = self._process = await self._spawn()
+        try:
+            process = self._process = await self._spawn()
+        except OSError as error:
+            return f"the engine process cannot be started: {error.strerror}"
         closing = asyncio.create_task(self._closing.wait())
         watcher = asyncio.create_task(self._watch(process))
         process.send(pb.FrontendMessage(configure=self._configure))
@@ -259,7 +262,7 @@ class ProcessEngineClient:
         self._process = None
         if not self._closing.is_set():
             self._lose_engine()
-        return await process.reap(_REAP_TIMEOUT_S)
+        return f"the engine process {_told(await process.reap(_REAP_TIMEOUT_S))}"
 
     def _lose_engine(self) -> None:
         """The process ended, or is taken for ended."""

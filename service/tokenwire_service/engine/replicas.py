@@ -35,10 +35,17 @@ class ReplicatedEngineClient:
     """
 
     def __init__(
-        self, num_replicas: int, make: MakeReplica, *, logger: logging.Logger, on_load: LoadCallback | None = None
+        self,
+        num_replicas: int,
+        make: MakeReplica,
+        *,
+        logger: logging.Logger,
+        on_load: LoadCallback | None = None,
+        prefix_caching: bool = True,
     ) -> None:
-        """`on_load` is told how far the slowest replica is."""
+        """`on_load` is told how far the slowest replica is. `prefix_caching`: whether the engines do."""
         self._logger = logger
+        self._prefix_caching = prefix_caching
         self._router = Router(num_replicas)
         self._room = WaitingRoom()
         self._settling: asyncio.TimerHandle | None = None
@@ -58,6 +65,7 @@ class ReplicatedEngineClient:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
+        self._router.limit(self.info.num_blocks * self.info.block_size if self._prefix_caching else 0)
         self._lives = [asyncio.create_task(self._live(index)) for index in range(len(self._replicas))]
 
     async def wait_stopped(self) -> None:

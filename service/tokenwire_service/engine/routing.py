@@ -16,7 +16,7 @@ BLOCK_TOKENS = 64
 MAX_BLOCKS = 128
 """Prompts are looked at up to this many blocks: hashing is the event loop's time."""
 MAX_REMEMBERED = 16_384
-"""Prefixes, and sessions."""
+"""Prefixes, and sessions, at most."""
 EXPECTED_TOKENS = 256
 """What an answer is taken for when it may be longer: most end long before what they may have."""
 SESSION_TOKENS = 1024
@@ -47,9 +47,9 @@ class Router:
     same two wishes with a threshold between them.
     """
 
-    def __init__(self, num_replicas: int, *, max_remembered: int = MAX_REMEMBERED, key: bytes | None = None) -> None:
+    def __init__(self, num_replicas: int, *, key: bytes | None = None) -> None:
         """`key` is random unless given."""
-        self._max_remembered = max_remembered
+        self._max_prefixes = MAX_REMEMBERED
         self._key = secrets.token_bytes(32) if key is None else key
         self._holders: OrderedDict[bytes, int] = OrderedDict()
         """Replicas, as bits, that a prefix was sent to."""
@@ -72,6 +72,11 @@ class Router:
         self._remember(replica, digests, session)
         answers = request.num_candidates * min(request.stopping.max_tokens, EXPECTED_TOKENS)
         return Route(replica, len(request.prompt_token_ids) - cached[replica] + answers)
+
+    def limit(self, num_tokens: int) -> None:
+        """The replicas' caches hold so many tokens together: more than that is not remembered of prefixes."""
+        self._max_prefixes = min(MAX_REMEMBERED, num_tokens // BLOCK_TOKENS)
+        _trim(self._holders, self._max_prefixes)
 
     def forget(self, replica: int) -> None:
         """Its engine went down, and its cache with it."""
@@ -107,9 +112,8 @@ class Router:
         if session is not None:
             self._sessions[session] = replica
             self._sessions.move_to_end(session)
-        for memory in (self._holders, self._sessions):
-            while len(memory) > self._max_remembered:
-                memory.popitem(last=False)
+        _trim(self._holders, self._max_prefixes)
+        _trim(self._sessions, MAX_REMEMBERED)
 
     def _digests(self, request: Request) -> Iterator[bytes]:
         """Of the prompt's leading blocks, each covering all before it; none when it leaves the cache alone."""
@@ -134,3 +138,9 @@ class Router:
 
     def _hash(self, data: bytes, kind: bytes) -> bytes:
         return hashlib.blake2b(data, key=self._key, digest_size=_DIGEST_BYTES, person=kind).digest()
+
+
+def _trim(memory: OrderedDict[bytes, int], num_entries: int) -> None:
+    """Forget what was used the longest ago."""
+    while len(memory) > num_entries:
+        memory.popitem(last=False)
