@@ -156,7 +156,7 @@ async def test_all_work_comes_before_all_writes() -> None:
 
 
 class Scripted:
-    """A session and a call in one: news by hand, writes that end by hand."""
+    """A session, a call and its writer in one: news by hand, writes that end by hand."""
 
     def __init__(self) -> None:
         self.done = False
@@ -166,6 +166,10 @@ class Scripted:
         self.at_once = False
         self.left = False
         self._write: asyncio.Future[None] | None = None
+
+    @property
+    def writer(self) -> Any:
+        return self
 
     def notify(self, callback: Callable[[], None] | None) -> None:
         self.callback = callback
@@ -180,24 +184,24 @@ class Scripted:
         return news
 
     def begin_write(self, message: bytes, now: float) -> bool:
-        assert self.written()
+        assert self.ended()
         self.messages.append(message)
         if not self.at_once:
             self._write = asyncio.get_running_loop().create_future()
         return self.at_once
 
-    def written(self) -> bool:
+    def ended(self) -> bool:
         if self._write is None or not self._write.done():
             return self._write is None
         write, self._write = self._write, None
         write.result()
         return True
 
-    def when_written(self, callback: Callable[[], None]) -> None:
+    def when_ready(self, callback: Callable[[], None]) -> None:
         assert self._write is not None
         self._write.add_done_callback(lambda _: callback())
 
-    def leave_write(self) -> None:
+    def let_go(self) -> None:
         self.left = True
 
     async def tell(self, *news: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,11 @@ class ReaderGoneError(Exception):
     """The other end vanished while a message was being written."""
 
 
+def write_error(error: BaseException) -> BaseException:
+    """What a write is said to have raised when gRPC raised `error`."""
+    return ReaderGoneError() if isinstance(error, grpc.aio.BaseError) else error
+
+
 class Call:
     """Made by the endpoint for each RPC; handlers see this and never the gRPC context."""
 
@@ -85,7 +90,8 @@ class Call:
         self._writing_since: float | None = None
         self._begun_at = 0.0
         self._stall_check: asyncio.TimerHandle | None = None
-        self._writer = Driver()
+        self.writer = Driver()
+        """Of writes begun by `begin_write`."""
         self._task = asyncio.current_task()
         self.ended_by: TokenwireError | None = None
         """Set when the server ended this call from outside."""
@@ -116,37 +122,19 @@ class Call:
         self._writing_since = time.monotonic()
         try:
             await self._context.write(message)
-        except grpc.aio.BaseError:
-            raise ReaderGoneError from None
+        except grpc.aio.BaseError as error:
+            raise write_error(error) from None
         finally:
             self._writing_since = None
 
     def begin_write(self, message: bytes, now: float) -> bool:
         """Begin to write one message of a stream that was written to before; whether that was all.
 
-        Else `written` tells when it is, before the next may begin. `now`: monotonic seconds, a moment ago. Errors, here
-        and there, as those of `write`.
+        Else `writer` tells when it is, before the next may begin. `now`: monotonic seconds, a moment ago. Raises what
+        gRPC raises, as `writer` does: see `write_error`.
         """
         self._begun_at = now
-        try:
-            return self._writer.start(self._context.write(message))
-        except grpc.aio.BaseError:
-            raise ReaderGoneError from None
-
-    def written(self) -> bool:
-        """Whether what `begin_write` began has left."""
-        try:
-            return self._writer.ended()
-        except grpc.aio.BaseError:
-            raise ReaderGoneError from None
-
-    def when_written(self, callback: Callable[[], None]) -> None:
-        """Call `callback` in the loop, once, when it is worth asking `written` again."""
-        self._writer.when_ready(callback)
-
-    def leave_write(self) -> None:
-        """Nobody asks any more how the last write went."""
-        self._writer.let_go()
+        return self.writer.start(self._context.write(message))
 
     async def _begin_writing(self) -> None:
         self._check_stall()
@@ -161,7 +149,7 @@ class Call:
     def _check_stall(self) -> None:
         """Look for a write that takes too long. A timer for each write would cost as much as the write itself."""
         timeout_s = self._write_stall_timeout_s
-        since = self._begun_at if self._writer.waits else self._writing_since
+        since = self._begun_at if self.writer.waits else self._writing_since
         left_s = timeout_s / 4 if since is None else since + timeout_s - time.monotonic()
         if left_s > 0:
             self._stall_check = asyncio.get_running_loop().call_later(left_s, self._check_stall)

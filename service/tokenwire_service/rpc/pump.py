@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from tokenwire_service.rpc.call import Call
+from tokenwire_service.rpc.call import Call, write_error
 from tokenwire_service.rpc.convert.plain_delta import ReadyEvents
 from tokenwire_service.rpc.events import GenerationEvent
 from tokenwire_service.rpc.session import Session
@@ -58,6 +58,7 @@ class Pump:
         """`ready`: see Session.take_now."""
         self._session = session
         self._call = call
+        self._writer = call.writer
         self._message = message
         self._bursts = bursts
         self._ready = ready
@@ -75,14 +76,14 @@ class Pump:
             await self._over
         finally:
             self._session.notify(None)
-            self._call.leave_write()
+            self._writer.let_go()
 
     def work(self) -> None:
         """Work out what is new, once nothing is being written."""
         if self._over.done():
             return
         try:
-            if self._waiting or not self._call.written():
+            if self._waiting or not self._writer.ended():
                 self._missed = True
                 self._wait()
                 return
@@ -92,7 +93,7 @@ class Pump:
             else:
                 self._messages.extend([self._message(event) for event in news])
         except (Exception, asyncio.CancelledError) as error:
-            self._over.set_exception(error)
+            self._over.set_exception(write_error(error))
 
     def write(self, now: float) -> None:
         """Write what was worked out, message after message; `now` is monotonic seconds."""
@@ -105,7 +106,7 @@ class Pump:
                         self._wait()
                     return
         except (Exception, asyncio.CancelledError) as error:
-            self._over.set_exception(error)
+            self._over.set_exception(write_error(error))
         else:
             if self._session.done:
                 self._over.set_result(None)
@@ -116,16 +117,16 @@ class Pump:
     def _wait(self) -> None:
         if not self._waiting:
             self._waiting = True
-            self._call.when_written(self._go_on)
+            self._writer.when_ready(self._go_on)
 
     def _go_on(self) -> None:
         self._waiting = False
         if self._over.done():
             return
         try:
-            written = self._call.written()
+            written = self._writer.ended()
         except (Exception, asyncio.CancelledError) as error:
-            self._over.set_exception(error)
+            self._over.set_exception(write_error(error))
             return
         if written:
             self.write(time.monotonic())

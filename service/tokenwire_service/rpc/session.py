@@ -91,6 +91,7 @@ class Session:
         admission: Admission,
     ) -> None:
         self._call = call
+        self._telemetry = call.telemetry
         self._plan = plan
         self._facts = facts
         self._prompt = prompt
@@ -137,15 +138,15 @@ class Session:
         Almost always that is one token that has nothing to tell but its own text: then it is what `ready` has for the
         token's id, if anything. None as `ready` has nothing at all.
         """
-        news = self._stream.take_now()
-        if ready is not None and len(news) == 1 and self._only is not None and self._only.plain:
+        news, only = self._stream.take_now(), self._only
+        if ready is not None and only is not None and only.plain and len(news) == 1:
             token = news[0]
             if isinstance(token, TokensGenerated) and token.finish is None and len(token.token_ids) == 1:
                 event = ready[token.token_ids[0]]
                 if event is not None:
-                    self._only.num_tokens += 1
+                    only.num_tokens += 1
                     self._num_told += 1
-                    self._call.telemetry.tokens(1)
+                    self._telemetry.tokens(1)
                     return event
         return self._digest(news)
 
@@ -200,7 +201,7 @@ class Session:
         self._ticket.placed()
         self._cached_tokens = admitted.cached_prompt_tokens
         self._queue_time_s = self._call.record.queue_time_s = admitted.queue_time_s
-        self._call.telemetry.admitted(admitted.queue_time_s, len(self._prompt), self._cached_tokens)
+        self._telemetry.admitted(admitted.queue_time_s, len(self._prompt), self._cached_tokens)
         return Started(self._facts, len(self._prompt), self._cached_tokens, admitted.queue_time_s)
 
     def _tokens(self, news: TokensGenerated, now: float, events: list[GenerationEvent]) -> None:
@@ -229,7 +230,7 @@ class Session:
         preemptions = 0 if completed is None else completed.num_preemptions
         usage, total_s = self._usage(completed), time.monotonic() - self._call.arrival_time
         first_s = self._first_token_time_s or total_s
-        self._call.telemetry.completed(
+        self._telemetry.completed(
             finish_reasons=[end.reason.name.lower() for end in ends if end is not None],
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_prompt_tokens,
@@ -269,4 +270,4 @@ class Session:
         self._grown.clear()
         if num:
             self._num_told = total
-            self._call.telemetry.tokens(num, num_candidates=num_candidates)
+            self._telemetry.tokens(num, num_candidates=num_candidates)
