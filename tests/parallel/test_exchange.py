@@ -21,6 +21,7 @@ def library() -> CpuLibrary:
 
 def run_ranks(size: int, work: Callable[[TensorParallelGroup], Any], num_threads: int = 1) -> list[Any]:
     """What `work` returns on each of `size` ranks."""
+    library()  # compiled once, before anybody waits
     descriptor = allocate(memory_bytes(size))
     assert descriptor is not None
     memory = map_memory(descriptor)

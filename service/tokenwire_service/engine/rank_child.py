@@ -19,13 +19,20 @@ STOPPED, LOST, REFUSED = 0, 1, 2
 class RankChild:
     """Alive as long as its starter is: the starter's end of its socket closes with the starter."""
 
-    def __init__(self, configuration: pb.Configure, log_arguments: Sequence[str], *, new_session: bool = False) -> None:
+    def __init__(
+        self,
+        configuration: pb.Configure,
+        log_arguments: Sequence[str],
+        *,
+        new_session: bool = False,
+        module: str = RANK_MODULE,
+    ) -> None:
         """`configuration` has the rank's place. In the starter's session it goes when that is killed as a whole; a
-        terminal's Ctrl-C reaches it only there."""
+        terminal's Ctrl-C reaches it only there. `module` is what it runs."""
         ours, theirs = socket.socketpair()
         memory_fd = configuration.place.memory_fd
         with theirs:
-            command = [sys.executable, "-m", RANK_MODULE, str(theirs.fileno()), *log_arguments]
+            command = [sys.executable, "-m", module, str(theirs.fileno()), *log_arguments]
             inherited = (theirs.fileno(), *((memory_fd,) if memory_fd else ()))
             self._popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=inherited, start_new_session=new_session

@@ -23,7 +23,7 @@ import torch
 from tokenwire.engine.v1alpha import engine_pb2 as pb
 from tokenwire.engine.v1alpha import ranks_pb2 as ranks_pb
 from tokenwire_service.engine.codec import place_to_pb
-from tokenwire_service.engine.rank_child import RankChild
+from tokenwire_service.engine.rank_child import RANK_MODULE, RankChild
 from tokenwire_service.engine.rank_hello import make_hello
 from tokenwire_service.engine.rank_meeting import Link, Meeting
 from tokenwire_service.kernels.exchange import memory_bytes
@@ -62,7 +62,9 @@ class RankGroup:
         self.num_steps = [0] * identity.size
         """Steps each rank has said to have finished."""
 
-    def form(self, configuration: pb.Configure, log_arguments: Sequence[str], *, spawn: bool) -> None:
+    def form(
+        self, configuration: pb.Configure, log_arguments: Sequence[str], *, spawn: bool, module: str = RANK_MODULE
+    ) -> None:
         """Start the others where `spawn` says so, and wait until all have come. Raises StartupError."""
         identity = self.identity
         place = place_to_pb(replace(identity, port=self._meeting.port))
@@ -71,7 +73,8 @@ class RankGroup:
         if spawn:
             configuration.place.memory_fd = allocate(memory_bytes(identity.size)) or 0
             self._children = tuple(
-                RankChild(_at_rank(configuration, rank), log_arguments) for rank in range(1, identity.size)
+                RankChild(_at_rank(configuration, rank), log_arguments, module=module)
+                for rank in range(1, identity.size)
             )
         if configuration.place.memory_fd:
             self._memory = map_memory(configuration.place.memory_fd)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -46,8 +47,8 @@ _FIRST_WORD_S = 0.25
 """How long a failed step waits for the loss of the rank that caused it to show."""
 
 
-def main(arguments: list[str]) -> int:
-    """The exit status; see rank_child."""
+def main(arguments: list[str], make_executor: Callable[[Worker], Executor] = LocalExecutor) -> int:
+    """The exit status; see rank_child. `make_executor`: what carries out plans with the loaded worker."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     descriptor, log_level, *log_format = arguments[1:]
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
         return LOST
     threading.Thread(target=_live_with, args=(starter,), name="starter", daemon=True).start()
     configuration = pb.Configure.FromString(first)
-    return _Rank(configuration, place_from_pb(configuration.place)).run()
+    return _Rank(configuration, place_from_pb(configuration.place)).run(make_executor)
 
 
 class _Rank:
@@ -72,14 +73,14 @@ class _Rank:
         self._num_steps = 0
         self._link, self._plans = self._find_rank_zero()
 
-    def run(self) -> int:
+    def run(self, make_executor: Callable[[Worker], Executor]) -> int:
         """Until rank 0 says stop."""
         self._link.follow(self._sign_of_life, self._receive, self._lose)
         worker = self._load(self._setups.get())
         if worker is None:
             return REFUSED
         try:
-            self._carry_out(LocalExecutor(worker))
+            self._carry_out(make_executor(worker))
         except Exception as error:
             # Rank 0's own end may be the cause, or another's, of which rank 0 knows.
             time.sleep(_FIRST_WORD_S)

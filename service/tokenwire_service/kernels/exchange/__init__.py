@@ -2,8 +2,8 @@
 and Gropp, 2005: for few ranks and small messages nothing needs fewer steps). Some microseconds where a loopback
 connection takes hundreds. What they mean is torch.distributed's all_reduce and all_gather; see parallel/group.py.
 
-The memory: for each rank 64 bytes whose first 8 say how many exchanges it has written its part of; then twice, for even
-and odd exchanges, a slot of SLOT_BYTES for each rank. It begins as zeros.
+The memory: for each rank 64 bytes, which count the exchanges it has written its part of and those who sleep until it
+has; then twice, for even and odd exchanges, a slot of SLOT_BYTES for each rank. It begins as zeros.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _State(ctypes.Structure):
         ("rank", ctypes.c_int64),
         ("size", ctypes.c_int64),
         ("slot_bytes", ctypes.c_int64),
-        ("turn", ctypes.c_uint64),
+        ("turn", ctypes.c_int64),
     )
 
 

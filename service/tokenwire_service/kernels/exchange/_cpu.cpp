@@ -1,25 +1,33 @@
 // Sums and gathers between the ranks of one machine through memory they share, one shot: each rank writes its part, waits
 // until all have written, and reads everybody's. See __init__.py for the memory's layout.
 #include <sched.h>
-#include <time.h>
 
 #include <atomic>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../_cpu.h"
 
 namespace {
 
-constexpr int64_t kFlagBytes = 64;   // a cache line for each rank
-constexpr int64_t kPiece = 4096;     // bytes of a piece of work
-constexpr int kSpins = 4000;         // some tens of microseconds, while the other ranks are a little late
-constexpr int kYields = 500;         // more, for ranks that share cores
-constexpr long kSleepNs = 50000;     // and then the cores are left to others
+constexpr int64_t kFlagBytes = 64;  // a cache line for each rank
+constexpr int64_t kPiece = 4096;    // bytes of a piece of work
+constexpr int kSpins = 3000;        // some tens of microseconds, while another rank is a little late; then its core may be ours
 
-// One rank's view; `turn` counts exchanges and is the same on every rank.
+// How many exchanges a rank has written its part of, and how many sleep until it has written more.
+struct Flag {
+    std::atomic<uint32_t> turn, sleepers;
+};
+static_assert(sizeof(Flag) <= kFlagBytes && std::atomic<uint32_t>::is_always_lock_free, "flags are shared by processes");
+
+// One rank's view; `turn` counts exchanges, wraps around, and is the same on every rank.
 struct Exchange {
     char* memory;
-    int64_t rank, size, slot_bytes;
-    uint64_t turn;
+    int64_t rank, size, slot_bytes, turn;
 };
 
 inline void pause() {
@@ -30,33 +38,44 @@ inline void pause() {
 #endif
 }
 
-inline std::atomic<uint64_t>* flag(const Exchange* e, int64_t rank) {
-    static_assert(sizeof(std::atomic<uint64_t>) <= kFlagBytes && std::atomic<uint64_t>::is_always_lock_free, "flags");
-    return reinterpret_cast<std::atomic<uint64_t>*>(e->memory + rank * kFlagBytes);
-}
+inline Flag* flag(const Exchange* e, int64_t rank) { return reinterpret_cast<Flag*>(e->memory + rank * kFlagBytes); }
 
 // Two slots a rank, used in turn: who writes one again has seen everybody past the turn before, and so done reading it.
-inline char* slot(const Exchange* e, uint64_t turn, int64_t rank) {
+inline char* slot(const Exchange* e, uint32_t turn, int64_t rank) {
     return e->memory + e->size * kFlagBytes + ((turn & 1) * e->size + rank) * e->slot_bytes;
 }
 
-void wait_for(const std::atomic<uint64_t>* flag, uint64_t turn) {
-    for (int waited = 0; flag->load(std::memory_order_acquire) < turn; ++waited) {
-        if (waited < kSpins) {
-            pause();
-        } else if (waited < kSpins + kYields) {
-            sched_yield();
-        } else {
-            const timespec nap = {0, kSleepNs};
-            nanosleep(&nap, nullptr);
-        }
+inline bool is_past(uint32_t now, uint32_t turn) { return static_cast<int32_t>(now - turn) >= 0; }
+
+void sleep_while(Flag* flag, uint32_t now) {
+#if defined(__linux__)
+    syscall(SYS_futex, &flag->turn, FUTEX_WAIT, now, nullptr, nullptr, 0);
+#else
+    sched_yield();
+#endif
+}
+
+void wake_sleepers(Flag* flag) {
+#if defined(__linux__)
+    if (flag->sleepers.load() > 0) syscall(SYS_futex, &flag->turn, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
+#endif
+}
+
+void wait_for(Flag* flag, uint32_t turn) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+        if (is_past(flag->turn.load(std::memory_order_acquire), turn)) return;
+        pause();
     }
+    flag->sleepers.fetch_add(1);
+    for (uint32_t now = flag->turn.load(); !is_past(now, turn); now = flag->turn.load()) sleep_while(flag, now);
+    flag->sleepers.fetch_sub(1);
 }
 
 // Called by one thread once this rank's part is written; returns when all parts are.
-void meet(Exchange* e, uint64_t turn) {
+void meet(Exchange* e, uint32_t turn) {
     e->turn = turn;
-    flag(e, e->rank)->store(turn, std::memory_order_release);
+    flag(e, e->rank)->turn.store(turn);
+    wake_sleepers(flag(e, e->rank));
     for (int64_t rank = 0; rank < e->size; ++rank) wait_for(flag(e, rank), turn);
 }
 
@@ -81,7 +100,7 @@ struct GatherArgs {
 };
 
 // x[begin:end] becomes the sum of all ranks' parts, added in the order of ranks: the same bits on each.
-inline void sum(float* x, const Exchange* e, uint64_t turn, int64_t begin, int64_t end) {
+inline void sum(float* x, const Exchange* e, uint32_t turn, int64_t begin, int64_t end) {
     int64_t i = begin;
     for (; i + tw::kLanes <= end; i += tw::kLanes) {
         tw::Vec total = tw::load(reinterpret_cast<const float*>(slot(e, turn, 0)) + i);
@@ -104,7 +123,7 @@ extern "C" void tw_all_reduce(const ReduceArgs* args, tw::Run*) {
     const int64_t room = e->slot_bytes / static_cast<int64_t>(sizeof(float)), piece = kPiece / 4;
     for (int64_t done = 0; done < args->count; done += room) {
         const int64_t count = args->count - done < room ? args->count - done : room;
-        const uint64_t turn = e->turn + 1;
+        const uint32_t turn = static_cast<uint32_t>(e->turn) + 1;
         float* x = args->x + done;
         copy(slot(e, turn, e->rank), reinterpret_cast<const char*>(x), count * 4);
 #pragma omp barrier
@@ -121,7 +140,7 @@ extern "C" void tw_all_gather(const GatherArgs* args, tw::Run*) {
     Exchange* e = args->exchange;
     for (int64_t done = 0; done < args->bytes; done += e->slot_bytes) {
         const int64_t bytes = args->bytes - done < e->slot_bytes ? args->bytes - done : e->slot_bytes;
-        const uint64_t turn = e->turn + 1;
+        const uint32_t turn = static_cast<uint32_t>(e->turn) + 1;
         copy(slot(e, turn, e->rank), args->x + done, bytes);
 #pragma omp barrier
 #pragma omp single
