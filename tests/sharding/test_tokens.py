@@ -29,12 +29,13 @@ CONFIG = dataclasses.replace(TINY_LIMITS, speculate=4)
 SHAPE = {"max_position_embeddings": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    "mistral": {"sliding_window": 20, "num_key_value_heads": 8},
+    "mistral": {"sliding_window": 20, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 16},
     "qwen2": {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 30, "max_window_layers": 1},
     "qwen3": {"head_dim": 32, "num_key_value_heads": 4, "attention_bias": True},
     "smollm3": {"num_hidden_layers": 4, "tie_word_embeddings": True, "mlp_bias": True},
 }
-"""A model type of each family, with repeated and with cut KV heads. The vocabulary of 97 divides by neither size."""
+"""A model type of each family, with KV heads repeated, cut, and shared out unevenly. The vocabulary of 97 divides by
+neither size."""
 
 SAMPLINGS = (
     SamplingParams(temperature=0.0),
@@ -117,9 +118,10 @@ def alone(models: dict[str, ResolvedModel]) -> dict[str, dict[str, Answer]]:
     return {name: generate(Worker(resolved, "float32", CONFIG, SilentProgress())) for name, resolved in models.items()}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[(2, False), (4, False), (2, True)], ids=["two", "four", "two-sharing-memory"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GlooRanks]:
-    with gloo_ranks(request.param, tmp_path_factory.mktemp("ranks")) as made:
+    size, share_memory = request.param
+    with gloo_ranks(size, tmp_path_factory.mktemp("ranks"), share_memory=share_memory) as made:
         yield made
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.thread_ranks import ThreadGroup, on_ranks
+from tests.support.thread_ranks import bytes_sent, on_ranks
 from tokenwire_service.kernels.backend import reference_backend
 from tokenwire_service.kernels.linear import pack_weight
 from tokenwire_service.kernels.sample import Choice, DrawParams, RowScores, reference, sharded
 from tokenwire_service.layers.embedding import VocabParallelHead
+from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.runner.vocabulary import ShardedVocabulary, WholeVocabulary
 
 SIZES = [2, 3, 4]
@@ -21,7 +22,7 @@ VOCAB = 1031
 ROWS = 48
 
 
-def part_of(logits: Tensor, group: ThreadGroup) -> Tensor:
+def part_of(logits: Tensor, group: TensorParallelGroup) -> Tensor:
     """The rank's columns, -inf beyond the vocabulary."""
     width = -(-logits.shape[1] // group.size)
     padded = torch.nn.functional.pad(logits, (0, width * group.size - logits.shape[1]), value=-torch.inf)
@@ -152,7 +153,7 @@ def test_scores(size: int) -> None:
 def test_more_likeliest_tokens_than_a_rank_holds(size: int) -> None:
     logits, named = some_logits(rows=3, vocab=7), torch.zeros(3, 1, dtype=torch.int64)
 
-    def score(group: ThreadGroup) -> RowScores:
+    def score(group: TensorParallelGroup) -> RowScores:
         return vocabulary(7, group).score(part_of(logits, group), named, 20)
 
     order = logits.argsort(dim=-1, descending=True)
@@ -164,7 +165,7 @@ def test_more_likeliest_tokens_than_a_rank_holds(size: int) -> None:
 def test_a_token_is_at_one_rank(size: int) -> None:
     ids = np.arange(VOCAB)
 
-    def find(group: ThreadGroup) -> tuple[list[int], list[int]]:
+    def find(group: TensorParallelGroup) -> tuple[list[int], list[int]]:
         columns, here = vocabulary(VOCAB, group).local_ids(ids)
         assert here is not None
         local = part_of(torch.arange(VOCAB, dtype=torch.float32)[None], group)
@@ -181,9 +182,9 @@ def test_little_is_exchanged() -> None:
     logits = some_logits(rows=4, vocab=vocab) * 2
 
     def sent(given: DrawParams) -> int:
-        def work(group: ThreadGroup) -> int:
+        def work(group: TensorParallelGroup) -> int:
             sharded.draw(part_of(logits, group), given, group)
-            return sum(group.sent)
+            return bytes_sent(group)
 
         return max(on_ranks(2, work))
 
@@ -195,9 +196,9 @@ def test_little_is_exchanged() -> None:
     assert sent(params(4, top_p=[0.9] * 4, top_k=[50.0] * 4)) < plain + 4 * 50 * 4 * 3
     assert sent(params(4, typical_p=[0.9, 1.0, 1.0, 1.0])) == plain + whole // 4
 
-    def greedy(group: ThreadGroup) -> int:
+    def greedy(group: TensorParallelGroup) -> int:
         sharded.greedy(part_of(logits, group), group)
-        return sum(group.sent)
+        return bytes_sent(group)
 
     assert on_ranks(2, greedy) == [4 * 2 * 8] * 2
 
@@ -210,7 +211,7 @@ def test_the_mass_of_a_rank_that_is_masked_is_never_hit() -> None:
     for edge in (2.0**-49, 1 - 2.0**-49):
         draws = torch.full((ROWS,), edge, dtype=torch.float64)
 
-        def invert(group: ThreadGroup, draws: Tensor = draws) -> Tensor:
+        def invert(group: TensorParallelGroup, draws: Tensor = draws) -> Tensor:
             local = weights[:, group.rank * 4 : group.rank * 4 + 4]
             return sharded.invert(torch.nn.functional.pad(local, (0, 252)), draws, 4, group)
 
@@ -229,7 +230,7 @@ def test_rows_are_drawn_alike_alone_and_together() -> None:
         assert alone.tolist() == [int(together[row])]
 
 
-def vocabulary(size: int, group: ThreadGroup) -> ShardedVocabulary:
+def vocabulary(size: int, group: TensorParallelGroup) -> ShardedVocabulary:
     backend = reference_backend()
     weight = pack_weight(torch.zeros(-(-size // group.size), 2), backend)
     return ShardedVocabulary(VocabParallelHead(weight, size, group), backend)

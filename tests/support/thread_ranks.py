@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -36,35 +35,36 @@ class _Meeting:
         self._barrier.abort()
 
 
-@dataclass(frozen=True)
-class ThreadGroup(TensorParallelGroup):
-    """One thread's view. Counts the bytes this rank gives to collectives."""
+class _Thread:
+    """A Shortcut: one thread's way to the others. Counts the bytes this rank gives."""
 
-    meeting: _Meeting = field(default_factory=lambda: _Meeting(1))
-    sent: list[int] = field(default_factory=list)
+    def __init__(self, rank: int, meeting: _Meeting) -> None:
+        self._rank = rank
+        self._meeting = meeting
+        self.sent = 0
 
-    def all_reduce(self, x: Tensor) -> Tensor:
-        return x.copy_(torch.stack(self._exchange(x)).sum(dim=0))
+    def all_reduce(self, x: Tensor) -> bool:
+        x.copy_(self.gather(x).sum(dim=0))
+        return True
 
-    def all_max(self, x: Tensor) -> Tensor:
-        assert not x.isnan().any()
-        return x.copy_(torch.stack(self._exchange(x)).amax(dim=0))
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        return torch.cat(self._exchange(x), dim=-1)
-
-    def _exchange(self, x: Tensor) -> list[Tensor]:
-        self.sent.append(x.nbytes)
-        return self.meeting.exchange(self.rank, x)
+    def gather(self, x: Tensor) -> Tensor:
+        self.sent += x.nbytes
+        return torch.stack(self._meeting.exchange(self._rank, x))
 
 
-def on_ranks(size: int, work: Callable[[ThreadGroup], _Result]) -> list[_Result]:
+def bytes_sent(group: TensorParallelGroup) -> int:
+    """What this rank of an `on_ranks` group gave to collectives so far."""
+    assert isinstance(group.shortcut, _Thread)
+    return group.shortcut.sent
+
+
+def on_ranks(size: int, work: Callable[[TensorParallelGroup], _Result]) -> list[_Result]:
     """What `work` returns on each of `size` ranks."""
     meeting = _Meeting(size)
 
     def run(rank: int) -> _Result:
         try:
-            return work(ThreadGroup(rank, size, None, meeting))
+            return work(TensorParallelGroup(rank, size, shortcut=_Thread(rank, meeting)))
         except BaseException:
             meeting.abort()
             raise
