@@ -1,12 +1,16 @@
 """The sizes that ranks agree on."""
 
+import threading
+import time
+
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.thread_ranks import on_ranks
 from tokenwire_service.errors import ConfigError
 from tokenwire_service.parallel.group import TensorParallelGroup
-from tokenwire_service.runner.sizing import EngineSizes, agree_on_sizes
+from tokenwire_service.runner.sizing import EngineSizes, agree_on_sizes, measure_together
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -29,13 +33,40 @@ def sizes(num_blocks: int, longest: int = 512) -> EngineSizes:
     return EngineSizes(num_blocks, 16, 8, 64, longest, 100)
 
 
+def agree(own: EngineSizes, free_bytes: int, *others: tuple[int, int, int], asked: bool = False) -> EngineSizes:
+    group = TensorParallelGroup(0, 1 + len(others), shortcut=Others(*others))
+    return agree_on_sizes(own, free_bytes, group, CPU, asked=asked)
+
+
 def test_they_are_those_of_the_poorest() -> None:
-    group = TensorParallelGroup(0, 3, shortcut=Others((90, 6 * GIB, 512), (120, 8 * GIB, 256)))
-    assert agree_on_sizes(sizes(100), 7 * GIB, group, CPU) == sizes(90, 256)
-    assert agree_on_sizes(sizes(100), 7 * GIB, TensorParallelGroup(), CPU) == sizes(100)
+    assert agree(sizes(100), 7 * GIB, (90, 6 * GIB, 512), (120, 7 * GIB, 256)) == sizes(90, 256)
+    assert agree(sizes(100), 7 * GIB) == sizes(100)
 
 
 def test_a_rank_with_much_less_memory_is_named() -> None:
-    group = TensorParallelGroup(0, 3, shortcut=Others((90, 9 * GIB, 512), (40, 4 * GIB, 512)))
-    with pytest.raises(ConfigError, match=r"rank 2 has 4096\.0 MiB of memory free, rank 1 9216\.0 MiB.*--num-shard"):
-        agree_on_sizes(sizes(100), 8 * GIB, group, CPU)
+    told = r"rank 2 of 4 has 4096\.0 MiB free .* the others 8192\.0 MiB.*rank 2's device.*--max-batch-total-tokens"
+    others = ((90, 100 * GIB, 512), (40, 4 * GIB, 512), (90, 6 * GIB, 512))
+    with pytest.raises(ConfigError, match=told):
+        agree(sizes(100), 8 * GIB, *others)
+    assert agree(sizes(100), 8 * GIB, *others, asked=True) == sizes(40)
+
+
+def test_a_little_less_is_no_error() -> None:
+    """Four fifths of what is usual among the others; more than usual is harmless."""
+    assert agree(sizes(100), 10 * GIB, (85, 8 * GIB, 512)) == sizes(85)
+    assert agree(sizes(100), 80 * GIB, (85, 8 * GIB, 512), (85, 8 * GIB, 512)) == sizes(85)
+    with pytest.raises(ConfigError, match="rank 1 of 2"):
+        agree(sizes(100), 10 * GIB, (85, 8 * GIB - 1, 512))
+
+
+def test_memory_is_measured_when_every_rank_has_come() -> None:
+    """Each takes what it holds before it comes; what is free afterwards is the same to all."""
+    taken, lock = [], threading.Lock()
+
+    def load(group: TensorParallelGroup) -> int:
+        time.sleep(0.05 * group.rank)
+        with lock:
+            taken.append(1)
+        return measure_together(group, CPU, lambda device: 10 - len(taken))
+
+    assert on_ranks(4, load) == [6] * 4

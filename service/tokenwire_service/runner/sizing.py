@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median_low
 
 import torch
 
@@ -14,8 +16,8 @@ from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.scheduling.limits import SchedulerLimits
 
 _MAX_TOTAL_TOKENS_ON_CPU = 8192
-_MIN_SHARE = 0.5
-"""Of the memory of the rank that has most free, what every rank must have."""
+_MIN_SHARE = 0.8
+"""Of the median of what the other ranks have free, what every rank must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +92,31 @@ def choose_sizes(
     )
 
 
+def measure_together(group: TensorParallelGroup, device: torch.device, measure: Callable[[torch.device], int]) -> int:
+    """This rank's free memory once every rank holds its weights: before, ranks of one machine see what others will
+    still take. Called by all ranks together."""
+    group.all_max(torch.zeros(1, device=device))
+    return measure(device)
+
+
 def agree_on_sizes(
-    sizes: EngineSizes, free_bytes: int, group: TensorParallelGroup, device: torch.device
+    sizes: EngineSizes, free_bytes: int, group: TensorParallelGroup, device: torch.device, *, asked: bool
 ) -> EngineSizes:
     """The sizes that fit every rank: every block is a block of each. Called by all ranks together.
 
-    Raises ConfigError, on every rank, when one of them has much less memory than the others.
+    Unless the size of the cache was `asked` for, one rank with much less memory than the others raises ConfigError, on
+    every rank: it would cost the others what they have more.
     """
     own = torch.tensor([[sizes.num_blocks], [free_bytes], [sizes.max_total_tokens]], device=device)
     num_blocks, free, longest = (list(map(int, row)) for row in group.all_gather(own))
-    if min(free) < _MIN_SHARE * max(free):
-        rank, most = free.index(min(free)), free.index(max(free))
+    poorest = free.index(min(free))
+    others = free[:poorest] + free[poorest + 1 :]
+    usual = median_low(others) if others else 0
+    if not asked and free[poorest] < _MIN_SHARE * usual:
         raise ConfigError(
-            f"rank {rank} has {_mib(min(free))} of memory free, rank {most} {_mib(max(free))}: every rank gets as much "
-            f"KV cache as the poorest has room for; free the memory of rank {rank}'s device, or lower --num-shard"
+            f"rank {poorest} of {len(free)} has {_mib(free[poorest])} free for its KV cache, the others {_mib(usual)}, "
+            f"of which they could use no more than it has; free memory on rank {poorest}'s device, or say by "
+            f"--max-batch-total-tokens how large the cache is to be"
         )
     return replace(sizes, num_blocks=min(num_blocks), max_total_tokens=min(longest))
 

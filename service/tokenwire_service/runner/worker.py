@@ -21,7 +21,7 @@ from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
 from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
 from tokenwire_service.runner.model_runner import ModelRunner
-from tokenwire_service.runner.sizing import agree_on_sizes, check_flags, choose_sizes
+from tokenwire_service.runner.sizing import agree_on_sizes, check_flags, choose_sizes, measure_together
 from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs, NoGraphs, StepGraphs, bucket_sizes
 from tokenwire_service.runner.timing import StepTiming
 from tokenwire_service.runner.verify import SpeculationLimits
@@ -76,9 +76,10 @@ class Worker:
         _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._held_in, self.device)
         kv_dtype = choose_kv_dtype(config.kv_cache_dtype, chosen, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
-        free_bytes = free_memory_bytes(self.device) // (local.size if self.device.type == "cpu" else 1)
+        free_bytes = measure_together(group, self.device, free_memory_bytes)
+        free_bytes //= local.size if self.device.type == "cpu" else 1
         sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
-        self.sizes = agree_on_sizes(sizes, free_bytes, group, self.device)
+        self.sizes = agree_on_sizes(sizes, free_bytes, group, self.device, asked=config.max_batch_total_tokens > 0)
         """What the scheduler must work within."""
         self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
         self._runner = ModelRunner(
