@@ -155,6 +155,18 @@ async def test_prompts_that_begin_alike_and_sessions_go_to_the_same_one(tmp_path
             assert len(numbers) == 1
 
 
+async def test_one_that_came_back_is_not_taken_for_what_it_was(tmp_path: Path) -> None:
+    async with acting_replicas(tmp_path, 2) as client:
+        asked = play(Part.ANSWER, *range(200))
+        assert client.submit(asked)
+        assert [replica.num_live for replica in client._replicas] == [1, 0]
+        await wait_until(lambda: client._replicas[0].num_live == 0)
+        await kill(client, 0)
+        await wait_until(lambda: states(client) == [READY, READY])
+        assert client.submit(asked)
+        assert [replica.num_live for replica in client._replicas] == [0, 1]
+
+
 async def test_under_load_nobody_has_much_more_than_another(tmp_path: Path) -> None:
     """All begin alike, so that affinity alone would send them to one."""
     async with acting_replicas(tmp_path, 3) as client:
