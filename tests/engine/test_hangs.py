@@ -118,7 +118,7 @@ async def test_work_without_steps_ends_the_process_though_it_lives(tmp_path: Pat
 
 @pytest.mark.parametrize("rank", ["spawned", "forked"])
 async def test_a_death_is_seen_at_once_and_leaves_nothing(tmp_path: Path, rank: str) -> None:
-    """Also where a process it started holds its end of the socket. Silence would tell no earlier than the test's end."""
+    """Also where a process it started holds its end of the socket. Silence would tell only after the test."""
     async with acting(tmp_path, rank=rank, silence_timeout_s=1000.0) as client:
         other = int((tmp_path / "rank").read_text())
         assert client.pid is not None
