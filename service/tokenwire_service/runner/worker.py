@@ -16,6 +16,7 @@ from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
 from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.parallel.local_ranks import LocalRanks
+from tokenwire_service.parallel.symmetric import make_symmetric_sum
 from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
@@ -69,7 +70,7 @@ class Worker:
         tensors = _Counted()
         chosen = choose_dtype(dtype, self.device)
         backend = select_backend(self.device, chosen, None if config.quantize == "none" else config.quantize)
-        group = _with_shortcut(group or TensorParallelGroup(), local, backend)
+        group = _with_shortcut(group or TensorParallelGroup(), local, backend, chosen)
         decoder = load_weights(spec, tensors.count(stream_tensors(resolved, progress)), chosen, group, backend)
         self._num_parameters = tensors.num_elements
         self._held_in = _held_in(backend, chosen)
@@ -138,8 +139,14 @@ def _held_in(backend: Backend, dtype: torch.dtype) -> str:
     return str(backend.compute_dtype or dtype).removeprefix("torch.")
 
 
-def _with_shortcut(group: TensorParallelGroup, local: LocalRanks, backend: Backend) -> TensorParallelGroup:
+def _with_shortcut(
+    group: TensorParallelGroup, local: LocalRanks, backend: Backend, dtype: torch.dtype
+) -> TensorParallelGroup:
     """The group, with the quickest collectives that every rank of it has."""
+    if group.size == 1 or local.size < group.size:
+        return group
+    if backend.device.type == "cuda":
+        return replace(group, shortcut=make_symmetric_sum(group, dtype, backend.device))
     memory, library = local.memory, backend.library
     if memory is None:
         return group
