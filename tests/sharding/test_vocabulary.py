@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.support.thread_ranks import bytes_sent, on_ranks
-from tokenwire_service.kernels.backend import reference_backend
+from tokenwire_service.kernels.backend import Backend, reference_backend
 from tokenwire_service.kernels.linear import pack_weight
-from tokenwire_service.kernels.sample import Choice, DrawParams, RowScores, reference, sharded
+from tokenwire_service.kernels.sample import Choice, DrawParams, RowScores, SampleColumns, reference, sharded
 from tokenwire_service.layers.embedding import VocabParallelHead
 from tokenwire_service.parallel.group import TensorParallelGroup
-from tokenwire_service.runner.vocabulary import ShardedVocabulary, WholeVocabulary
+from tokenwire_service.runner.vocabulary import ShardedVocabulary, WholeVocabulary, make_vocabulary
 
 SIZES = [2, 3, 4]
 VOCAB = 1031
@@ -230,7 +230,72 @@ def test_rows_are_drawn_alike_alone_and_together() -> None:
         assert alone.tolist() == [int(together[row])]
 
 
-def vocabulary(size: int, group: TensorParallelGroup) -> ShardedVocabulary:
+def columns(rows: int) -> SampleColumns:
+    given = params(rows, top_k=[0.0, 20.0] * (rows // 2), top_p=[0.9, 1.0] * (rows // 2))
+    return SampleColumns(
+        temperature=given.temperature.clone().index_fill_(0, torch.tensor([1, 2]), 0.0),
+        seed=given.seed,
+        candidate=given.candidate,
+        position=given.position,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+    )
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_rows_by_their_columns(edited: bool) -> None:
+    """In the head's own type, where the logits are still as it made them: half the bytes."""
+    logits = some_logits(rows=8)
+    if not edited:
+        logits = logits.bfloat16().float()
+    expected = Choice(torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.bool))
+    reference.sample_rows(logits.clone(), columns(8), *expected)
+
+    def choose(group: TensorParallelGroup) -> tuple[Choice, int]:
+        choice = Choice(torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.bool))
+        whole = vocabulary(VOCAB, group, torch.bfloat16)
+        whole.sample_rows(part_of(logits, group), columns(8), *choice, edited=edited)
+        return choice, bytes_sent(group)
+
+    for choice, sent in on_ranks(3, choose):
+        assert choice.token_ids.tolist() == expected.token_ids.tolist()
+        assert choice.valid.all()
+        assert sent == 8 * -(-VOCAB // 3) * (4 if edited else 2)
+
+
+class _Prepared:
+    """A Shortcut that knows what both ranks have; Triton's interpreter is nothing for threads."""
+
+    def __init__(self, parts: Tensor) -> None:
+        self._parts = parts
+
+    def all_reduce(self, x: Tensor) -> bool:
+        return False
+
+    def gather(self, x: Tensor) -> Tensor:
+        assert x.shape == self._parts.shape[1:]
+        return self._parts
+
+
+def test_triton_draws_from_what_is_gathered() -> None:
+    logits, given = some_logits(rows=4, vocab=99), params(4, top_k=[0, 3, 0, 0], typical_p=[1.0, 1.0, 1.0, 0.5])
+    backend = Backend(torch.device("cpu"), triton=True)
+    parts = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf).view(4, 2, 50).transpose(0, 1).contiguous()
+    group = TensorParallelGroup(0, 2, shortcut=_Prepared(parts))
+    head = VocabParallelHead(pack_weight(torch.zeros(50, 2), reference_backend()), 99, group)
+    made = make_vocabulary(head, backend)
+    drawn = made.draw(parts[0].clone(), given)
+    assert drawn.token_ids.tolist() == WholeVocabulary(99, backend).draw(logits.clone(), given).token_ids.tolist()
+    choice = Choice(torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool))
+    made.sample_rows(parts[0].clone(), columns(4), *choice, edited=False)
+    expected = Choice(torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool))
+    WholeVocabulary(99, backend).sample_rows(logits.clone(), columns(4), *expected, edited=False)
+    assert choice.token_ids.tolist() == expected.token_ids.tolist()
+    assert choice.valid.all()
+
+
+def vocabulary(size: int, group: TensorParallelGroup, dtype: torch.dtype = torch.float32) -> ShardedVocabulary:
     backend = reference_backend()
-    weight = pack_weight(torch.zeros(-(-size // group.size), 2), backend)
+    weight = pack_weight(torch.zeros(-(-size // group.size), 2, dtype=dtype), backend)
     return ShardedVocabulary(VocabParallelHead(weight, size, group), backend)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenwire_service.kernels.backend import LinearFormat
 from tokenwire_service.kernels.linear import LinearWeight, linear, rows
 from tokenwire_service.parallel.group import TensorParallelGroup
 
@@ -37,6 +38,11 @@ class VocabParallelHead:
     def width(self) -> int:
         """V': the same on every rank; the last ranks' parts may reach beyond the vocabulary."""
         return self.weight.out_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What scores are computed in, before they become float32."""
+        return self.weight.data.dtype if self.weight.format is LinearFormat.PLAIN else torch.float32
 
     def __call__(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden [R, E] → float32 [R, V'], -inf beyond the vocabulary; written into `out` when that is given."""

@@ -150,7 +150,7 @@ class DecodeStep:
         slots, row_slots, backend = self._slots, self._row_slots[:size], self._decoder.backend
         columns = slots.sample_columns(row_slots, self._inputs.seq_lens[:size])
         token_ids, valid = self._choice.token_ids[:size], self._choice.valid[:size]
-        self._vocabulary.sample_rows(self._logits[:size], columns, token_ids, valid)
+        self._vocabulary.sample_rows(self._logits[:size], columns, token_ids, valid, edited=False)
         slots.append(token_ids, row_slots, backend)
 
 

@@ -50,13 +50,14 @@ class Sampler:
         rows' parameters on the device, for a backend that draws from those."""
         asking = np.flatnonzero(needs & Need.LOGPROBS)
         raw = logits[_tensor(asking, logits)] if len(asking) else None
-        if (needs & int(Need.edits())).any():
+        edited = bool((needs & int(Need.edits())).any())
+        if edited:
             self._vocabulary.edit_logits(logits, self._edits.build(slots, positions, needs, logits.device))
         if columns is None or (needs & Need.TYPICAL_P).any():
             choice = self._choose(logits, slots, positions, needs)
         else:
             choice = _room_for(logits)
-            self._vocabulary.sample_rows(logits, columns, *choice)
+            self._vocabulary.sample_rows(logits, columns, *choice, edited=edited)
         if raw is None:
             return Drawn(choice)
         wanted = [self._rows[slot].logprobs or LogprobsParams() for slot in slots[asking].tolist()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,8 +41,10 @@ class Vocabulary(Protocol):
         """As the kernel."""
         ...
 
-    def sample_rows(self, logits: Tensor, columns: sample.SampleColumns, token_ids: Tensor, valid: Tensor) -> None:
-        """As the kernel."""
+    def sample_rows(
+        self, logits: Tensor, columns: sample.SampleColumns, token_ids: Tensor, valid: Tensor, *, edited: bool
+    ) -> None:
+        """As the kernel. `edited`: whether logits are other than the head computed them."""
         ...
 
     def score(self, logits: Tensor, token_ids: Tensor, top_n: int) -> sample.RowScores:
@@ -73,7 +76,9 @@ class WholeVocabulary:
     def draw(self, logits: Tensor, params: sample.DrawParams) -> sample.Choice:
         return sample.draw(logits, params, self._backend)
 
-    def sample_rows(self, logits: Tensor, columns: sample.SampleColumns, token_ids: Tensor, valid: Tensor) -> None:
+    def sample_rows(
+        self, logits: Tensor, columns: sample.SampleColumns, token_ids: Tensor, valid: Tensor, *, edited: bool
+    ) -> None:
         sample.sample_rows(logits, columns, token_ids, valid, self._backend)
 
     def score(self, logits: Tensor, token_ids: Tensor, top_n: int) -> sample.RowScores:
@@ -93,6 +98,7 @@ class ShardedVocabulary:
 
     def __init__(self, head: VocabParallelHead, backend: Backend) -> None:
         self.width = head.width
+        self._head_dtype = head.dtype
         self._vocab_size = head.vocab_size
         self._group = head.group
         self._backend = backend
@@ -112,11 +118,15 @@ class ShardedVocabulary:
             return sample.draw(self._gathered(logits), params, self._backend)
         return sharded.draw(logits, params, self._group)
 
-    def sample_rows(self, logits: Tensor, columns: sample.SampleColumns, token_ids: Tensor, valid: Tensor) -> None:
+    def sample_rows(
+        self, logits: Tensor, columns: sample.SampleColumns, token_ids: Tensor, valid: Tensor, *, edited: bool
+    ) -> None:
+        if not edited:
+            logits = logits.to(self._head_dtype)
         sample.sample_rows(self._gathered(logits), columns, token_ids, valid, self._backend)
 
     def score(self, logits: Tensor, token_ids: Tensor, top_n: int) -> sample.RowScores:
         return sharded.score(logits, token_ids, min(top_n, self._vocab_size), self._group)
 
     def _gathered(self, logits: Tensor) -> Tensor:
-        return self._group.all_gather(logits)[:, : self._vocab_size]
+        return self._group.all_gather(logits)[:, : self._vocab_size].to(torch.float32)
