@@ -170,7 +170,8 @@ def test_the_machines_name_is_not_the_address_to_bind(invoke: Invoke, started: S
     [
         (["serve", "--port", "99999"], "tokenwire: error: --port must be in 0..65535"),
         (["serve", "--trust-remote-code"], "tokenwire: error: --trust-remote-code: code from"),
-        (["serve", "--num-shard", "2"], "tokenwire: error: --num-shard 2: only 1"),
+        (["serve", "--num-shard", "1025"], "tokenwire: error: --num-shard must be in 0..1024"),
+        (["serve", "--replicas", "0"], "tokenwire: error: --replicas must be >= 1"),
         (["launch", "--port", "7", "--grpc-port", "7"], "tokenwire: error: --port and --grpc-port are both 7"),
         (["launch", "--port", "0"], "tokenwire: error: --port must be in 1..65535"),
         (["launch", "--grpc-port", "99999"], "tokenwire: error: --grpc-port must be in 0..65535"),
