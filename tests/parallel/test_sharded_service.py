@@ -16,6 +16,7 @@ from tests.support.service_process import SERVING, ServiceProcess, eventually, s
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire.v1 import text_generation_pb2_grpc as pb_grpc
 from tokenwire.v1 import types_pb2
+from tokenwire_service.config import EMBEDDED_MODEL_ID
 
 
 def generate(service: ServiceProcess) -> list[str]:
@@ -112,3 +113,16 @@ def test_a_signal_ends_all_ranks_in_order(tiny_checkpoint: Path, tmp_path: Path)
         eventually(lambda: not in_session(engine))
         assert "ERROR" not in service.err.read_text()
         assert "CRITICAL" not in service.err.read_text()
+
+
+def test_the_embedded_model_says_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """Three KV heads over two ranks, quantized blocks cut by rows and columns, native kernels."""
+    said = []
+    for ranks in ("1", "2"):
+        (tmp_path / ranks).mkdir()
+        flags = ["--num-shard", ranks, "--dtype", "float32"]
+        with serving_service(tmp_path / ranks, EMBEDDED_MODEL_ID, flags) as service:
+            streams = [service.stream(24, text) for text in ("The capital of France is", "One, two, three," * 30)]
+            said.append(["".join(event.delta.text for event in stream) for stream in streams])
+    assert said[0] == said[1]
+    assert "Paris" in said[0][0]

@@ -25,6 +25,7 @@ from tokenwire_service.engine.codec import configure_from_pb, info_to_pb, place_
 from tokenwire_service.engine.engine import Engine
 from tokenwire_service.engine.inbox import Outbox, SocketInbox
 from tokenwire_service.engine.rank_group import RankGroup, local_identity
+from tokenwire_service.engine.vigil import step_timeout_s
 from tokenwire_service.errors import StartupError
 from tokenwire_service.runner.executor import Executor, LocalExecutor, ShardedExecutor
 from tokenwire_service.runner.machine import choose_device, choose_num_shards
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     gc.collect()
     gc.freeze()
     outbox.send(pb.EngineMessage(ready=info_to_pb(loaded.info)))
-    executor = loaded.make_executor()
+    executor = loaded.make_executor(configuration.limits.step_timeout_s)
     try:
         Engine(loaded.scheduler, executor, inbox, outbox.publish, logger=logger).run()
     except Exception:
@@ -79,12 +80,16 @@ class _Loaded:
     ranks: RankGroup | None
     """The others, if there are any."""
 
-    def make_executor(self) -> Executor:
+    def make_executor(self, asked_timeout_s: float) -> Executor:
         local = LocalExecutor(self.worker)
         if self.ranks is None:
             return local
         threaded = local if local.runs_ahead else ThreadedExecutor(self.worker)
-        return ShardedExecutor(threaded, self.ranks.plans, self.ranks.fail)
+        executor = ShardedExecutor(threaded, self.ranks.plans, self.ranks.fail)
+        # A little before the frontend's patience ends.
+        timeout_s = 0.9 * step_timeout_s(asked_timeout_s, self.worker.device.type)
+        self.ranks.watch(lambda: executor.waits_for, timeout_s)
+        return executor
 
 
 def _load(

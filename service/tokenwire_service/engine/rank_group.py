@@ -36,6 +36,7 @@ from tokenwire_service.parallel.rendezvous import Store, join
 _STOP_S = 3.0
 """How long ranks that were asked to stop may take."""
 _REAP_S = 0.5
+_LOOK_S = 0.1
 _FIRST_WORD_S = 0.25
 """How long an error may wait for the loss of the rank that caused it, so that the log names the right one."""
 
@@ -59,8 +60,8 @@ class RankGroup:
         self._formed = False
         self._closing = False
         self._ending = threading.Lock()
-        self.num_steps = [0] * identity.size
-        """Steps each rank has said to have finished."""
+        self._num_steps = [0] * identity.size
+        """That each rank has said to have finished."""
 
     def form(
         self, configuration: pb.Configure, log_arguments: Sequence[str], *, spawn: bool, module: str = RANK_MODULE
@@ -96,6 +97,11 @@ class RankGroup:
         """The ranks on this machine."""
         return LocalRanks(self.identity.local_rank, self.identity.num_local, self._memory)
 
+    def watch(self, waits_for: Callable[[], int | None], timeout_s: float) -> None:
+        """From now on a step that `waits_for` names for so long ends this process: a rank hangs, though its process
+        lives. The frontend would notice too, and could not say where the ranks are."""
+        threading.Thread(target=self._watch, args=(waits_for, timeout_s), name="steps", daemon=True).start()
+
     def let_others_speak(self) -> None:
         """Something failed here: when the loss of a rank was the cause, that shows now, and ends this process."""
         time.sleep(_FIRST_WORD_S)
@@ -109,6 +115,7 @@ class RankGroup:
         """Let the other ranks end by intention, or because of what they are `refused` for, and wait for those that
         this process started, which need not be told why."""
         self._closing = True
+        self._meeting.close()
         because = refused if not self._children else ""
         last = ranks_pb.RankZeroMessage(refused=because) if because else ranks_pb.RankZeroMessage(stop=True)
         for link in self._links():
@@ -129,10 +136,21 @@ class RankGroup:
             partial(self._lose, rank, link),
         )
 
+    def _watch(self, waits_for: Callable[[], int | None], timeout_s: float) -> None:
+        step, waited_s = None, 0.0
+        while waited_s < timeout_s:
+            time.sleep(_LOOK_S)
+            now = waits_for()
+            # Counted in looks, so that a machine that stood still as a whole does not count.
+            waited_s = waited_s + _LOOK_S if now is not None and now == step else 0.0
+            step = now
+        finished = ", ".join(f"rank {rank} {steps}" for rank, steps in enumerate(self._num_steps) if rank)
+        self._end(f"step {step} took more than {timeout_s:g} s (steps finished: {finished})")
+
     def _receive(self, rank: int, message: ranks_pb.RankMessage) -> None:
         match message.WhichOneof("part"):
             case "alive":
-                self.num_steps[rank] = message.alive.num_steps
+                self._num_steps[rank] = message.alive.num_steps
             case "startup_failure":
                 failure = message.startup_failure
                 # What is wrong on every rank is best told by rank 0.

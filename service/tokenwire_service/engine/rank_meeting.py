@@ -54,6 +54,10 @@ class Meeting:
                     continue
                 self._take(connection, ours, on_link)
 
+    def close(self) -> None:
+        """Nobody else is let in."""
+        self._listener.close()
+
     def forget(self, rank: int, link: Link) -> None:
         """One that came went away again, by `link`."""
         if self.links.get(rank) is link:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from tokenwire_service.parallel.plan_channel import PlanSender
@@ -65,35 +67,53 @@ class ShardedExecutor:
         self._local = local
         self._plans = plans
         self._fail = fail
+        self._in_flight: deque[int] = deque()
 
     @property
     def runs_ahead(self) -> bool:
         return self._local.runs_ahead
+
+    @property
+    def waits_for(self) -> int | None:
+        """Id of the oldest step whose result was not brought yet. From any thread."""
+        try:
+            return self._in_flight[0]
+        except IndexError:
+            return None
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
         if not (output.scheduled or output.joins or output.leaves):
             return self._local.launch(output)
         try:
             self._plans.send(encode(output))
-            return _OrFail(self._local.launch(output), self._fail)
+            pending = self._local.launch(output)
         except Exception as error:
             self._fail(f"failed in step {output.step_id}: {type(error).__name__}: {error}")
             raise
+        if not output.scheduled:
+            return pending
+        self._in_flight.append(output.step_id)
+        return _Launched(pending, self._finish)
+
+    def _finish(self, pending: PendingStep) -> StepResult:
+        try:
+            result = pending.result()
+        except Exception as error:
+            self._fail(f"failed in step {self._in_flight[0]}: {type(error).__name__}: {error}")
+            raise
+        self._in_flight.popleft()
+        return result
 
     def close(self) -> None:
         self._plans.close()
         self._local.close()
 
 
-class _OrFail:
-    def __init__(self, pending: PendingStep, fail: Callable[[str], None]) -> None:
-        self._pending = pending
-        self._fail = fail
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    pending: PendingStep
+    finish: Callable[[PendingStep], StepResult]
 
     def result(self) -> StepResult:
         """See PendingStep.result."""
-        try:
-            return self._pending.result()
-        except Exception as error:
-            self._fail(f"failed in a step: {type(error).__name__}: {error}")
-            raise
+        return self.finish(self.pending)
