@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -14,12 +15,26 @@ from tokenwire_service.kernels.backend import Backend, reference_backend
 from tokenwire_service.kernels.linear import pack_weight
 from tokenwire_service.kernels.sample import Choice, DrawParams, RowScores, SampleColumns, reference, sharded
 from tokenwire_service.layers.embedding import VocabParallelHead
+from tokenwire_service.models.checkpoint import Cut, Part
+from tokenwire_service.models.families import read_spec
+from tokenwire_service.models.shard import rank_slice
 from tokenwire_service.parallel.group import TensorParallelGroup
 from tokenwire_service.runner.vocabulary import ShardedVocabulary, WholeVocabulary, make_vocabulary
 
 SIZES = [2, 3, 4]
 VOCAB = 1031
 ROWS = 48
+SPEC = read_spec(
+    {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 31,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+)
 
 
 def part_of(logits: Tensor, group: TensorParallelGroup) -> Tensor:
@@ -299,3 +314,15 @@ def vocabulary(size: int, group: TensorParallelGroup, dtype: torch.dtype = torch
     backend = reference_backend()
     weight = pack_weight(torch.zeros(-(-size // group.size), 2, dtype=dtype), backend)
     return ShardedVocabulary(VocabParallelHead(weight, size, group), backend)
+
+
+def test_large_parts_are_whole_tiles() -> None:
+    """Sums within a tile are then what they are on one rank; small vocabularies are cut evenly."""
+    for vocab, size, expected in [(128_256, 2, 64_256), (128_256, 8, 16_128), (50_257, 4, 12_800), (31, 2, 16)]:
+        part = Part("t", (vocab, 8), Cut.VOCAB_ROWS)
+        slices = [rank_slice(part, SPEC, TensorParallelGroup(rank, size)) for rank in range(size)]
+        assert {cut.num_rows for cut in slices} == {expected}
+        assert [row for cut in slices for row in (cut.rows.start, cut.rows.stop)][-1] == vocab
+        assert all(one.rows.stop == other.rows.start for one, other in itertools.pairwise(slices))
+    alone = rank_slice(Part("t", (50_257, 8), Cut.VOCAB_ROWS), SPEC, TensorParallelGroup())
+    assert alone.num_rows == 50_257

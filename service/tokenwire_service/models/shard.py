@@ -11,6 +11,7 @@ from tokenwire_service.parallel.group import TensorParallelGroup
 
 _EVERYTHING = slice(None)
 _MAX_NAMED = 1024
+_LARGE_PART, _VOCAB_MULTIPLE = 8192, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,19 @@ def rank_slice(part: Part, spec: ModelSpec, group: TensorParallelGroup) -> RankS
         columns = heads if part.cut is Cut.HEAD_COLUMNS else group.split(part.shape[1])
         return RankSlice(slice(0, height), columns, height, (columns.stop - columns.start, *part.shape[2:]))
     if part.cut is Cut.VOCAB_ROWS:
-        each = -(-height // group.size)
+        each = _vocab_rows(height, group.size)
         rows = slice(min(group.rank * each, height), min((group.rank + 1) * each, height))
         return RankSlice(rows, _EVERYTHING, each, row_shape)
     if part.cut is Cut.FIRST_RANK:
         return RankSlice(slice(0, height if group.rank == 0 else 0), _EVERYTHING, height, row_shape)
     rows = _rows(part, spec, group)
     return RankSlice(rows, _EVERYTHING, rows.stop - rows.start, row_shape)
+
+
+def _vocab_rows(vocab_size: int, size: int) -> int:
+    """Rows each rank holds: of large parts whole tiles of the sampler, so that it sums what it would on one rank."""
+    rows = -(-vocab_size // size)
+    return rows if size == 1 or rows < _LARGE_PART else rows + -rows % _VOCAB_MULTIPLE
 
 
 def kv_heads(spec: ModelSpec, group: TensorParallelGroup) -> range:

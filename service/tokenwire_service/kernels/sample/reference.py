@@ -50,7 +50,7 @@ def edit_logits(logits: Tensor, edits: LogitEdits) -> None:
 
 def greedy(logits: Tensor) -> Choice:
     """Likeliest token of each row of fp32 logits [S, V], lowest id on ties. argmax takes NaN for the largest."""
-    token_ids = _argmax(logits)
+    token_ids = argmax(logits)
     return Choice(token_ids, logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).isfinite())
 
 
@@ -154,8 +154,9 @@ def score(logits: Tensor, token_ids: Tensor) -> Scores:
     return Scores(values.squeeze(-1) - log_normalizer(logits), ranks(logits, values).squeeze(-1))
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """By tiles where they divide the row: torch finds a maximum on CPUs ten times faster than where it is."""
+def argmax(logits: Tensor) -> Tensor:
+    """The first of the largest values of each row [S, V]: int64 [S]. By tiles where they divide the row: torch finds a
+    maximum on CPUs ten times faster than where it is."""
     tile = math.gcd(logits.shape[-1], _TILE)
     if tile < 16:
         return logits.argmax(dim=-1)

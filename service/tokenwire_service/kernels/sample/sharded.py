@@ -19,7 +19,7 @@ from tokenwire_service.parallel.group import TensorParallelGroup
 
 def greedy(logits: Tensor, group: TensorParallelGroup) -> Choice:
     """As reference.greedy, of fp32 logits [S, V']."""
-    token_ids = logits.argmax(dim=-1, keepdim=True)
+    token_ids = reference.argmax(logits).unsqueeze(-1)
     # float64 holds every float32 and every token id.
     best = torch.cat([_finite_or_largest(logits.gather(-1, token_ids)), _globally(token_ids, logits, group)], dim=-1)
     values, ids = _by_rank(best, group).unbind(dim=-1)
@@ -31,8 +31,8 @@ def greedy(logits: Tensor, group: TensorParallelGroup) -> Choice:
 def draw(logits: Tensor, params: DrawParams, group: TensorParallelGroup) -> Choice:
     """As reference.draw, of fp32 logits [S, V'], which are overwritten.
 
-    The same token as one rank would draw, unless the draw or a cut falls between sums that differ in their last bits:
-    masses are float32 within 256 tokens of one rank and float64 beyond.
+    The same token as one rank would draw, unless the draw or a cut falls between sums that differ in their last bits.
+    Masses are float32 within tiles of 256 tokens, which are one rank's where V' is a multiple, and float64 beyond.
     """
     best = group.all_max(_finite_or_largest(logits.amax(dim=-1, keepdim=True)))
     weights = reference.weigh(logits, best.to(logits.dtype), params.temperature)
