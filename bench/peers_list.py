@@ -10,7 +10,7 @@ from typing import Any
 OURS = "tokenwire"
 FULL, EIGHT_BIT, FOUR_BIT, BF16 = "full", "8bit", "4bit", "bf16"
 """Precision classes: fp32 or fp16 weights with fp32 arithmetic; 8-bit weights; 4-bit weights; bf16 arithmetic."""
-COMPARED = (FULL, EIGHT_BIT)
+COMPARED = (FULL, BF16, EIGHT_BIT)
 """The classes both sides are in."""
 
 
@@ -67,6 +67,8 @@ def contenders(quantizations: tuple[str, ...]) -> tuple[Contender, ...]:
     return (
         _ours("float16", FULL, "embedded", dtype="float16"),
         _ours("float32", FULL, "embedded", dtype="float32"),
+        # bf16 arithmetic where the processor has it, as for OpenVINO below.
+        _ours("bfloat16", BF16, "embedded", dtype="bfloat16"),
         *int8,
         _ours("q8_0", EIGHT_BIT, "Q8_0", dtype="auto", **eight_bit),
         # OpenVINO picks bf16 arithmetic where the processor has it, which is another class: "full" is told otherwise.

@@ -23,7 +23,7 @@ from tokenwire_service.models.decoder import Decoder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
 from tokenwire_service.parallel.group import TensorParallelGroup
-from tokenwire_service.runner.dtypes import choose_kv_dtype
+from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache
 from tokenwire_service.text.tokenizer import Tokenizer
 from tokenwire_service.weights.progress import SilentProgress
@@ -33,19 +33,21 @@ from tokenwire_service.weights.stream import stream_tensors
 _BLOCK_SIZE = 32
 _CHUNK = 256
 """Positions whose logits are held at once."""
-PRECISIONS: Mapping[str, tuple[torch.dtype, str | None]] = {
-    "float32": (torch.float32, None),
-    "float16": (torch.float16, None),
-    "bfloat16": (torch.bfloat16, None),
-    "int8": (torch.float16, "int8"),
+PRECISIONS: Mapping[str, tuple[str, str | None]] = {
+    "float32": ("float32", None),
+    "float16": ("float16", None),
+    "bfloat16": ("bfloat16", None),
+    "int8": ("auto", "int8"),
 }
+"""--dtype and --quantize of each."""
 
 
 class Scorer:
     """One model in one precision."""
 
     def __init__(self, resolved: ResolvedModel, name: str, window: int) -> None:
-        dtype, quantize = PRECISIONS[name]
+        given, quantize = PRECISIONS[name]
+        dtype = choose_dtype(given, torch.device("cpu"))
         spec, backend = read_spec(resolved.config), select_backend(torch.device("cpu"), dtype, quantize)
         tensors = stream_tensors(resolved, SilentProgress())
         self._decoder: Decoder = load_weights(spec, tensors, dtype, TensorParallelGroup(), backend)

@@ -48,7 +48,8 @@ class ModelConfig:
     revision: str = flag("", "Hub branch, tag or commit; the default branch when empty.")
     dtype: str = flag(
         "auto",
-        "Type weights are held in; 'auto' is bfloat16 on a GPU, float16 on the CPU, which computes in float32.",
+        "Type weights are held in; 'auto' is bfloat16 on a GPU and on a CPU that multiplies it (AVX512_BF16), float16 "
+        "on another CPU. A CPU computes in float32; where it multiplies bfloat16 as such, it does for that type.",
         choices=DTYPES,
     )
     trust_remote_code: bool = flag(False, "Refused when true: no code from a model repository is ever run.")
@@ -75,7 +76,7 @@ class EngineConfig:
     )
     kv_cache_dtype: str = flag(
         "auto",
-        "Type keys and values are kept in; 'auto' is --dtype. fp8_e4m3fn halves the cache of a GPU.",
+        "Type keys and values are kept in; 'auto' is --dtype, beside --quantize too. fp8_e4m3fn halves a GPU's cache.",
         choices=KV_CACHE_DTYPES,
     )
     max_total_tokens: int = flag(

@@ -169,7 +169,7 @@ def test_a_class_without_peers_has_no_ratio() -> None:
 
 
 def test_classes_are_not_mixed() -> None:
-    text = table([*ROWS, row("openvino", "openvino-bf16", 8, 500.0, precision_class="bf16")])
+    text = table([*ROWS, row("openvino", "openvino-q4", 8, 500.0, precision_class="4bit")])
     assert "115.00 (1.15x) met" in text
     assert "other classes" in text
 

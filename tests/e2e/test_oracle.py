@@ -7,14 +7,14 @@ likeliest logits are closer than 1e-3 is a near-tie: counted, shown, and allowed
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.stack import Stack
+from tests.support.stack import Stack, running_stack
 from tokenwire_client import AsyncClient
 from tokenwire_service.config import ModelConfig
 from tokenwire_service.weights.resolve import resolve_model
@@ -48,6 +48,13 @@ def oracle() -> Any:
     """The embedded model as transformers itself reads its GGUF file."""
     path = resolve_model(ModelConfig()).weight_files[0]
     return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def exact_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The same stack, the model in float32."""
+    with running_stack(tmp_path_factory.mktemp("exact"), ("--dtype", "float32")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -92,10 +99,10 @@ def logits_after(oracle: Any, prompt: list[int], generated: list[int]) -> torch.
         return oracle(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
 
 
-async def test_greedy_equals_transformers(stack: Stack, oracle: Any, show: Callable[[str], None]) -> None:
-    outputs = await all_at_once(stack, [(prompt, {"temperature": 0}) for prompt in PROMPTS])
+async def test_greedy_equals_transformers(exact_stack: Stack, oracle: Any, show: Callable[[str], None]) -> None:
+    outputs = await all_at_once(exact_stack, [(prompt, {"temperature": 0}) for prompt in PROMPTS])
     near_ties = 0
-    for prompt, generated in zip(await tokenized(stack, PROMPTS), outputs, strict=True):
+    for prompt, generated in zip(await tokenized(exact_stack, PROMPTS), outputs, strict=True):
         assert len(generated) == NEW_TOKENS
         logits = logits_after(oracle, prompt, generated)
         ours = logits[torch.arange(NEW_TOKENS), torch.tensor(generated)]

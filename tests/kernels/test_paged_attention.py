@@ -8,7 +8,7 @@ from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.paged_attention import AttentionOptions, paged_attention
 from tokenwire_service.layers.batch import AttentionBatch, LayerKV
 
-RAGGED = ((1, 1), (5, 5), (1, 70), (70, 200), (33, 90), (1, 257))
+RAGGED = ((1, 1), (5, 5), (1, 70), (70, 200), (33, 90), (1, 257), (1, 385))
 """(query length, sequence length): first token, prefill, decode, chunks, decode."""
 
 
@@ -137,6 +137,8 @@ def test_narrow_keys_and_values(
     options = AttentionOptions(scale=head_dim**-0.5)
     expected = case.expected(options)
     for backend in backends.values():
+        if dtype is torch.bfloat16 and backend.library is not None and backend.library.has_bf16_products:
+            continue  # test_bf16_products.py
         torch.testing.assert_close(case.run(options, backend).double(), expected, atol=2e-5, rtol=1e-4)
 
 

@@ -12,7 +12,7 @@ import torch
 from tokenwire_service.kernels._cpu_library import load_cpu_library
 from tokenwire_service.kernels.backend import Backend, reference_backend, select_backend
 
-_OLDER: Mapping[str, str] = MappingProxyType({"x86-64-v3": "avx512f", "x86-64": "avx2"})
+_OLDER: Mapping[str, str] = MappingProxyType({"x86-64-v4": "avx512_vnni", "x86-64-v3": "avx512f", "x86-64": "avx2"})
 """Instruction sets to compile for as well, where the processor has this better one."""
 
 

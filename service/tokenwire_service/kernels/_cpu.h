@@ -14,6 +14,9 @@
 #include <immintrin.h>
 #endif
 
+// Before a loop over registers: they stay in registers.
+#define TW_UNROLL _Pragma("GCC unroll 16")
+
 namespace tw {
 
 #if defined(__AVX512F__)
@@ -33,6 +36,22 @@ static inline Vec load(const float* p) {
 }
 
 static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// 0, 1, 2...
+static inline Vec lane_numbers() {
+    Vec numbers;
+    for (int i = 0; i < kLanes; ++i) numbers[i] = static_cast<float>(i);
+    return numbers;
+}
+
+// The larger of each lane's two; b where a is NaN.
+static inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vec>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+    return a > b ? a : b;
+#endif
+}
 
 typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
 
@@ -187,7 +206,7 @@ typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
 // The same for a vector.
 static inline Vec exp_clamped(Vec x) {
     const Vec low = Vec{} - 87.0f, high = Vec{} + 88.0f, magic = Vec{} + 12582912.0f;
-    x = x < low ? low : x;
+    x = larger(low, x);
     x = x > high ? high : x;
     const Vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
     const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;

@@ -32,9 +32,14 @@ _SOURCES = (
 )
 _HEADERS = (
     _HERE / "_cpu.h",
+    _HERE / "_cpu_bf16.h",
     _HERE / "linear" / "_cpu.h",
+    _HERE / "paged_attention" / "_paired.h",
+    _HERE / "paged_attention" / "_place.h",
     _HERE / "paged_attention" / "_plan.h",
+    _HERE / "paged_attention" / "_softmax.h",
     _HERE / "paged_attention" / "_tiles.h",
+    _HERE / "paged_attention" / "_widened.h",
     _HERE / "paged_attention" / "_worker.h",
 )
 
@@ -52,7 +57,7 @@ _OF_ONE_TYPE: Mapping[str, str] = MappingProxyType(
 )
 _OF_EACH_FLOAT: Mapping[str, str] = MappingProxyType(
     {
-        "tw_linear": "4P3q",
+        "tw_linear": "5P3q",
         "tw_linear_pack": "2P2q",
         "tw_linear_rows": "3P4q",
         "tw_paged_attention": "7P8q2d",
@@ -62,12 +67,13 @@ _OF_EACH_FLOAT: Mapping[str, str] = MappingProxyType(
 _FLOATS: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 )
-"""Types in which weights, keys and values may be kept; kernels compute in float32."""
+"""Types in which weights, keys and values may be kept; kernels compute in float32, see has_bf16_products."""
 _CHECKS: Mapping[str, int] = MappingProxyType(
     {
         "tw_check_batch": 8,
         "tw_check_rows": 3,
         "tw_check_slots": 3,
+        "tw_has_bf16_products": 0,
         "tw_linear_int8_activation_bytes": 0,
         "tw_linear_int8_bytes": 2,
         "tw_linear_panel": 0,
@@ -95,6 +101,8 @@ class CpuLibrary:
             name: (_address(functions, name), struct.Struct(codes).pack) for name, codes in kernels.items()
         }
         self._checks = {name: _check(functions, name, count) for name, count in _CHECKS.items()}
+        self.has_bf16_products = bool(self.check("tw_has_bf16_products"))
+        """Whether bfloat16 numbers are multiplied as such: fast, and the other factor is rounded to bfloat16."""
         self._run_one = functions.tw_run_one
         self._run_one.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]
         self._run_one.restype = None
@@ -159,6 +167,15 @@ def load_cpu_library(cache_dir: Path | None = None, march: str = "native") -> Cp
     except BuildError as error:
         _LOG.warning("native CPU kernels are off, generation will be slower: %s", error)
         return None
+
+
+def has_bf16_products(cache_dir: Path | None = None) -> bool:
+    """CpuLibrary.has_bf16_products; False where the kernels cannot be built."""
+    try:
+        library = load_library("cpu", _SOURCES, _HEADERS, cache_dir or default_cache_dir())
+    except BuildError:
+        return False
+    return bool(_check(library, "tw_has_bf16_products", 0)())
 
 
 def _address(functions: ctypes.CDLL, name: str) -> int:

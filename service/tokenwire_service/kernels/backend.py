@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from tokenwire_service.errors import ConfigError
-from tokenwire_service.kernels._cpu_library import CpuLibrary, load_cpu_library, type_name
+from tokenwire_service.kernels._cpu_library import CpuLibrary, has_bf16_products, load_cpu_library, type_name
+
+__all__ = ["Backend", "LinearFormat", "has_bf16_products", "reference_backend", "select_backend"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class LinearFormat(enum.Enum):
     """This and the following are packed for the native CPU kernels."""
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+    """Activations are rounded to it too on a CPU with such products (AVX512_BF16); others widen the weights: results
+    differ between them in the third digit."""
     INT8 = "int8"
     """8 bits, a scale for each 32 input features."""
 

@@ -109,6 +109,16 @@ def _library(weight: LinearWeight) -> CpuLibrary:
     return weight.backend.library
 
 
+def _in_pairs(form: LinearFormat, library: CpuLibrary) -> bool:
+    """Whether input features are multiplied two by two, x rounded as the weights are."""
+    return form is LinearFormat.BFLOAT16 and library.has_bf16_products
+
+
+def _in_features_held(in_features: int, form: LinearFormat, library: CpuLibrary) -> int:
+    """Up to whole pairs."""
+    return in_features + in_features % 2 if _in_pairs(form, library) else in_features
+
+
 def _pack_native(weight: Tensor, backend: Backend, drop_rows: DropRows) -> LinearWeight:
     library, form = backend.library, backend.linear_format
     if library is None or weight.dtype is not torch.float32:
@@ -125,7 +135,8 @@ def _pack_native(weight: Tensor, backend: Backend, drop_rows: DropRows) -> Linea
         size = library.check("tw_linear_int8_bytes", out_features, in_features)
         data = torch.empty(size, dtype=torch.uint8)
     else:
-        data = torch.empty(num_panels * panel * in_features, dtype=getattr(torch, form.value))
+        width = _in_features_held(in_features, form, library)
+        data = torch.empty(num_panels * panel * width, dtype=getattr(torch, form.value))
     at_once = max(_PACK_BYTES // (weight[0].nbytes * panel), 1)
     for first in range(0, num_panels, at_once):
         start, end = first * panel, min((first + at_once) * panel, out_features)
@@ -143,7 +154,10 @@ def _linear_native(x: Tensor, weight: LinearWeight, bias: Tensor | None) -> Tens
     pointers = (x.data_ptr(), weight.data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
     sizes = (tokens, weight.out_features, weight.in_features)
     if weight.format is not LinearFormat.INT8:
-        library.run(f"tw_linear_{weight.format.value}", *pointers, *sizes)
+        width = _in_features_held(weight.in_features, weight.format, library)
+        rounded = library.empty(tokens, width, dtype=torch.bfloat16) if _in_pairs(weight.format, library) else None
+        room = 0 if rounded is None else rounded.data_ptr()
+        library.run(f"tw_linear_{weight.format.value}", *pointers, room, *sizes)
         return out
     groups = -(-weight.in_features // INT8_GROUP)
     wide = library.check("tw_linear_int8_activation_bytes") == 2

@@ -39,11 +39,10 @@ static inline Split split_work(int64_t rows, int64_t out_features, int64_t min_r
     return {panels, wanted < possible ? wanted : possible};
 }
 
-// Asks for a panel's weights of one input feature, which are read soon, in the second cache; null asks for nothing.
+// Asks for weights that are read soon in the second cache.
 template <class W>
-static inline void fetch(const W* next) {
-    if (next == nullptr) return;
-    for (int64_t i = 0; i < kPanel; i += 64 / static_cast<int64_t>(sizeof(W))) __builtin_prefetch(next + i, 0, 2);
+static inline void fetch(const W* next, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(W))) __builtin_prefetch(next + i, 0, 2);
 }
 
 // Writes a vector's worth of results, fewer where the row ends.

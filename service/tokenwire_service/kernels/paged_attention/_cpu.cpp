@@ -36,7 +36,7 @@ void merge(const Args& args, const Merge& merge, const Plan& plan) {
     }
 }
 
-template <class KV>
+template <class Products>
 void attend(const Args& args, Run& run) {
     thread_local Buffers buffers;
     // Made by one thread and looked at by all only after it: nobody may decide by a plan that is being replaced.
@@ -47,10 +47,10 @@ void attend(const Args& args, Run& run) {
             run.plan = std::make_shared<Planned>(Planned{args, make_plan(args)});
     }
     Plan& plan = static_cast<Planned*>(run.plan.get())->plan;
-    Worker<KV> worker(args, plan.max_rows, buffers);
+    Products products(args, plan.max_rows, buffers);
     const int64_t tasks = static_cast<int64_t>(plan.tasks.size()), merges = static_cast<int64_t>(plan.merges.size());
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < tasks; ++i) worker.run(plan.tasks[i], plan);
+    for (int64_t i = 0; i < tasks; ++i) carry_out(products, args, plan, i);
     if (merges == 0) return;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < merges; ++i) merge(args, plan.merges[i], plan);
@@ -73,6 +73,11 @@ extern "C" int64_t tw_check_batch(const int32_t* starts, const int32_t* lengths,
     return -1;
 }
 
-extern "C" void tw_paged_attention_float32(const Args* args, Run* run) { attend<float>(*args, *run); }
-extern "C" void tw_paged_attention_float16(const Args* args, Run* run) { attend<Half>(*args, *run); }
-extern "C" void tw_paged_attention_bfloat16(const Args* args, Run* run) { attend<BFloat>(*args, *run); }
+extern "C" void tw_paged_attention_float32(const Args* args, Run* run) { attend<Widened<float>>(*args, *run); }
+extern "C" void tw_paged_attention_float16(const Args* args, Run* run) { attend<Widened<Half>>(*args, *run); }
+extern "C" void tw_paged_attention_bfloat16(const Args* args, Run* run) {
+#if TW_BF16_PRODUCTS
+    if (Paired::fits(*args)) return attend<Paired>(*args, *run);
+#endif
+    attend<Widened<BFloat>>(*args, *run);
+}

@@ -49,7 +49,8 @@ inline void plan_tile(const Args& args, Plan& plan, Task task, int64_t length, i
     const int64_t first = args.window > 0 ? std::max<int64_t>(0, position - args.window + 1) : 0;
     const int64_t end = position + task.num_queries;
     const int64_t rows = task.num_queries * args.group();
-    const int64_t spans = queries <= task.num_queries ? (end - first + kSpan - 1) / kSpan : 1;
+    // The last span takes up to half of another.
+    const int64_t spans = queries <= task.num_queries ? std::max<int64_t>(1, (end - first + kSpan / 2 - 1) / kSpan) : 1;
     plan.max_rows = std::max(plan.max_rows, rows);
     task.partial = -1;
     task.first_key = first;
@@ -60,7 +61,7 @@ inline void plan_tile(const Args& args, Plan& plan, Task task, int64_t length, i
     }
     for (int64_t span = 0; span < spans; ++span) {
         task.first_key = first + span * kSpan;
-        task.end_key = std::min(end, task.first_key + kSpan);
+        task.end_key = span + 1 == spans ? end : task.first_key + kSpan;
         task.partial = plan.partial_rows;
         plan.partial_rows += rows;
         if (span == 0) plan.merges.push_back({task, spans});

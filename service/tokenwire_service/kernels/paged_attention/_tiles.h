@@ -3,11 +3,10 @@
 
 #include <algorithm>
 
-#include "../_cpu.h"
+#include "_place.h"
 
 namespace tw {
 
-constexpr int64_t kTileKeys = 64;            // keys a tile of scores spans; also the stride of its rows
 constexpr int kRows = 6;                     // rows of c held at once
 constexpr int kCols = kLanes == 16 ? 4 : 2;  // vectors of each
 constexpr int kDotRows = 3;                  // rows whose products with four keys are held at once
@@ -39,18 +38,25 @@ template <int R, int C, class T>
 inline void multiply(const Left& a, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
                      bool accumulate, const T* next) {
     Vec acc[R][C];
+    TW_UNROLL
     for (int r = 0; r < R; ++r)
+        TW_UNROLL
         for (int i = 0; i < C; ++i) acc[r][i] = accumulate ? load(c + r * ldc + i * kLanes) : Vec{};
     for (int64_t k = 0; k < depth; ++k) {
         Vec row[C];
+        TW_UNROLL
         for (int i = 0; i < C; ++i) row[i] = widen(b.data + k * b.stride + i * kLanes);
         if (next != nullptr) fetch(next + k * b.stride, C * kLanes);
+        TW_UNROLL
         for (int r = 0; r < R; ++r) {
             const Vec factor = Vec{} + a.data[r * a.row + k * a.depth];
+            TW_UNROLL
             for (int i = 0; i < C; ++i) acc[r][i] += factor * row[i];
         }
     }
+    TW_UNROLL
     for (int r = 0; r < R; ++r)
+        TW_UNROLL
         for (int i = 0; i < C; ++i) store(c + r * ldc + i * kLanes, acc[r][i]);
 }
 
@@ -100,7 +106,7 @@ void dot_rows(const float* q, int64_t ldq, const Matrix<T>& k, int64_t keys, flo
             }
         }
         const int64_t count = keys - j;
-#pragma GCC unroll 8
+        TW_UNROLL
         for (int r = 0; r < R; ++r) {
             Quad sums = sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
             for (int64_t d = whole; d < head_dim; ++d)
