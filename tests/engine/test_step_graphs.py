@@ -1,6 +1,7 @@
 """Recorded decode steps give what steps give that are not recorded."""
 
 import random
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,31 @@ def test_exact_steps_are_recorded_once_for_each_size(tiny_model: ResolvedModel) 
         recorded.add(recorder.num_recorded)
     assert len(recorded) == 1
     assert 1 < recorder.num_recorded <= 10
+
+
+class KeptKeys(LazyGraphs):
+    def __init__(self) -> None:
+        super().__init__(CallRecorder())
+        self.keys: set[Hashable] = set()
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        self.keys.add(key)
+        super().run(key, work)
+
+
+def test_small_parts_of_a_prompt_beside_decodes_are_recorded_too(tiny_model: ResolvedModel) -> None:
+    asked = [make_request("decoding", [5, 6], 60), make_request("long", [7 + i % 80 for i in range(150)], 4)]
+    expected = {
+        request.request_id: LocalEngine(BareWorker(tiny_model, reference_backend())).run(request) for request in asked
+    }
+    graphs = KeptKeys()
+    engine = LocalEngine(BareWorker(tiny_model, reference_backend(), graphs), max_decode_slowdown=1.5)
+    engine.step(submissions=asked[:1])
+    engine.step()
+    answers = engine.run(asked[1])
+    assert engine.answer("decoding").tokens == expected["decoding"]["decoding"].tokens
+    assert answers["long"].tokens == expected["long"]["long"].tokens
+    assert ("verify", (9, 2)) in graphs.keys, "the first eight of the prompt"
 
 
 def test_the_real_recorder_serves_the_native_kernels(tiny_worker: Worker, tiny_model: ResolvedModel) -> None:

@@ -107,9 +107,12 @@ class LocalEngine:
         prefix_caching: bool = True,
         max_steps_in_flight: int | None = None,
         num_draft_tokens: int = 0,
+        max_decode_slowdown: float = 0.0,
     ) -> None:
         limits = worker.sizes.scheduler_limits(prefix_caching=prefix_caching)
-        self.scheduler = Scheduler(dataclasses.replace(limits, num_draft_tokens=num_draft_tokens))
+        self.scheduler = Scheduler(
+            dataclasses.replace(limits, num_draft_tokens=num_draft_tokens, max_decode_slowdown=max_decode_slowdown)
+        )
         self.stats = EngineStats()
         self.events: dict[str, list[EngineEvent]] = defaultdict(list)
         self._messages: list[Commands] = []

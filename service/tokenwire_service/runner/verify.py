@@ -1,4 +1,5 @@
-"""The step that verifies guesses: a few rows of a few tokens each, which is worth recording like a decode.
+"""The step of few tokens more than a decode: guesses to verify, or a small part of a prompt. It is worth recording like
+a decode: without, what Python takes to launch it is much of its time.
 
 Shapes: T packed tokens, S rows, V' tokens of the vocabulary that this rank holds.
 """
@@ -11,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tokenwire_service.kernels.gather_rows import gather_rows
 from tokenwire_service.layers.batch import AttentionBatch
 from tokenwire_service.models.decoder import Decoder
 from tokenwire_service.runner.forward_batch import ForwardBatch
@@ -29,9 +31,13 @@ class SpeculationLimits:
     max_rows: int
 
 
+_SMALL_CHUNK = 32
+"""Tokens of prompts in a step that is recorded, where steps keep their own size."""
+
+
 class VerifyStep:
     """Recordings read and write the tensors made here. With buckets there is one for each number of rows, whose tokens
-    are padded to the most these rows can have: the padding belongs to no row."""
+    are padded to the most these rows can have: the padding belongs to no row. Prompts are left to others then."""
 
     def __init__(
         self, decoder: Decoder, kv_cache: KVCache, sizes: EngineSizes, graphs: StepGraphs, limits: SpeculationLimits
@@ -43,8 +49,11 @@ class VerifyStep:
         self._width = 1 + limits.num_guesses
         rows = limits.max_rows if limits.num_guesses else 0
         self._row_buckets = bucket_sizes(rows) if rows and graphs.bucket_sizes else ()
-        self._max_rows = max(rows, *self._row_buckets, 0)
-        tokens, device = self._max_rows * self._width, decoder.backend.device
+        self._keeps_size = not graphs.bucket_sizes
+        self._max_rows = sizes.max_num_sequences if self._keeps_size else max(rows, *self._row_buckets, 0)
+        small = self._max_rows + _SMALL_CHUNK if self._keeps_size else 0
+        self._max_tokens = max(self._max_rows * self._width if rows else 0, small)
+        tokens, device = self._max_tokens, decoder.backend.device
         self._input_ids = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._positions = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._slot_mapping = torch.full((tokens,), -1, dtype=torch.int64, device=device)
@@ -66,7 +75,13 @@ class VerifyStep:
             self._graphs.prepare(("verify", key), partial(self._compute, key))
 
     def takes(self, rows: StepRows) -> bool:
-        """Whether this is such a step: every token is a row's last or a guess."""
+        """Whether this is such a step. With buckets every token is a row's last or a guess."""
+        if self._keeps_size:
+            return (
+                int(rows.counts.sum()) <= max(len(rows) * self._width, len(rows) + _SMALL_CHUNK)
+                and bool(rows.samples.any())
+                and not rows.scores_prompt
+            )
         return (
             len(rows) <= self._max_rows
             and bool(rows.samples.all())
@@ -76,14 +91,14 @@ class VerifyStep:
         )
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """float32 logits [T, V'] of a step it takes, good until the next call."""
+        """float32 logits [R, V'] of the tokens that are drawn from, in a step it takes; good until the next call."""
         num_tokens, num_rows = len(batch.input_ids), len(batch.attention.seq_lens)
         key = self._padded(num_tokens, num_rows)
         self._load(batch, num_tokens, num_rows, *key)
         self._graphs.run(("verify", key), partial(self._compute, key))
         if self._logits is not None:
             return self._logits[:num_tokens]
-        return self._decoder.logits(self._hidden[key])
+        return self._decoder.logits(gather_rows(self._hidden[key], batch.kept.tokens, self._decoder.backend))
 
     def _padded(self, num_tokens: int, num_rows: int) -> tuple[int, int]:
         if not self._row_buckets:
@@ -110,7 +125,7 @@ class VerifyStep:
             seq_lens=self._seq_lens[:rows],
             block_tables=self._block_tables[:rows],
             slot_mapping=self._slot_mapping[:tokens],
-            max_query_len=self._width,
+            max_query_len=max(self._width, tokens - rows + 1) if self._keeps_size else self._width,
             max_seq_len=self._sizes.max_total_tokens,
         )
         hidden = self._decoder.forward(
