@@ -29,10 +29,11 @@ def banner(
 ) -> str:
     """Several lines of plain text."""
     cached = engine.num_blocks * engine.block_size
+    device = engine.device if engine.num_shards == 1 else f"{engine.num_shards} x {engine.device}"
     grpc = address(frontend.hostname, grpc_port)
     lines = [
         f"Tokenwire {version} is ready after {ready_s:.1f} s",
-        f"  model    {model.name} ({engine.dtype} on {engine.device}, {cached:,} tokens of KV cache)",
+        f"  model    {model.name} ({engine.dtype} on {device}, {cached:,} tokens of KV cache)",
         f"  gRPC     {grpc}",
     ]
     if rest_port is not None:
