@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.support.thread_ranks import on_ranks
 from tokenwire_service.errors import ConfigError
 from tokenwire_service.parallel.group import TensorParallelGroup
+from tokenwire_service.runner.machine import choose_num_shards
 from tokenwire_service.runner.sizing import EngineSizes, agree_on_sizes, measure_together
 
 CPU = torch.device("cpu")
@@ -70,3 +71,20 @@ def test_memory_is_measured_when_every_rank_has_come() -> None:
         return measure_together(group, CPU, lambda device: 10 - len(taken))
 
     assert on_ranks(4, load) == [6] * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "num_gpus", "chosen"),
+    [(0, "auto", 4, 4), (2, "auto", 4, 2), (0, "auto", 0, 1), (3, "auto", 0, 3), (0, "cpu", 4, 1), (2, "cpu", 1, 2)],
+)
+def test_there_is_a_rank_for_each_visible_gpu_unless_asked(
+    asked: int, device: str, num_gpus: int, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    assert choose_num_shards(asked, device) == chosen
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--num-shard 4: 2 GPUs are visible"):
+        choose_num_shards(4, "auto")

@@ -31,10 +31,6 @@ class RankIdentity:
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.num_local <= self.size):
             raise ValueError(f"no rank of a group: {self}")
 
-    @property
-    def spans_machines(self) -> bool:
-        return self.num_local < self.size
-
 
 def identity_from(environ: Mapping[str, str]) -> RankIdentity | None:
     """What torchrun (or whoever sets the same variables) says this process is; None where nobody does. Rank 0 listens

@@ -74,7 +74,8 @@ class Worker:
         decoder = load_weights(spec, tensors.count(stream_tensors(resolved, progress)), chosen, group, backend)
         self._num_parameters = tensors.num_elements
         self._held_in = _held_in(backend, chosen)
-        _LOG.info("weights of %d parameters held in %s on %s", self._num_parameters, self._held_in, self.device)
+        level = logging.INFO if group.rank == 0 else logging.DEBUG
+        _LOG.log(level, "weights of %d parameters held in %s on %s", self._num_parameters, self._held_in, self.device)
         kv_dtype = choose_kv_dtype(config.kv_cache_dtype, chosen, decoder.backend)
         block_bytes = kv_block_bytes(spec.num_layers, decoder.num_kv_heads, config.block_size, spec.head_dim, kv_dtype)
         free_bytes = measure_together(group, self.device, free_memory_bytes)
