@@ -11,8 +11,8 @@ from tests.support.local_engine import VOCAB_SIZE, LocalEngine, make_request
 from tokenwire_service.core.params import Request, SamplingParams, StoppingParams
 from tokenwire_service.kernels.backend import Backend, reference_backend
 from tokenwire_service.runner.executor import LocalExecutor, PendingStep
+from tokenwire_service.runner.small_step import SpeculationLimits
 from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs
-from tokenwire_service.runner.verify import SpeculationLimits
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin, SlotResult
 from tokenwire_service.weights.resolved import ResolvedModel

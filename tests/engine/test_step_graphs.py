@@ -106,7 +106,7 @@ def test_small_parts_of_a_prompt_beside_decodes_are_recorded_too(tiny_model: Res
     answers = engine.run(asked[1])
     assert engine.answer("decoding").tokens == expected["decoding"]["decoding"].tokens
     assert answers["long"].tokens == expected["long"]["long"].tokens
-    assert ("verify", (9, 2)) in graphs.keys, "the first eight of the prompt"
+    assert ("small", (9, 2)) in graphs.keys, "the first eight of the prompt"
 
 
 def test_the_real_recorder_serves_the_native_kernels(tiny_worker: Worker, tiny_model: ResolvedModel) -> None:

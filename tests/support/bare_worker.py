@@ -14,8 +14,8 @@ from tokenwire_service.runner.kv_cache import KVCache
 from tokenwire_service.runner.launched_step import LaunchedStep
 from tokenwire_service.runner.model_runner import ModelRunner
 from tokenwire_service.runner.sizing import EngineSizes
+from tokenwire_service.runner.small_step import SpeculationLimits
 from tokenwire_service.runner.step_graphs import StepGraphs
-from tokenwire_service.runner.verify import SpeculationLimits
 from tokenwire_service.scheduling.output import SchedulerOutput
 from tokenwire_service.weights.resolved import ResolvedModel
 

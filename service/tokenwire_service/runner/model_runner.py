@@ -23,11 +23,11 @@ from tokenwire_service.runner.sampler import Sampler
 from tokenwire_service.runner.sampling_rows import Need
 from tokenwire_service.runner.sizing import EngineSizes
 from tokenwire_service.runner.slots import SlotState
+from tokenwire_service.runner.small_step import SmallStep, SpeculationLimits
 from tokenwire_service.runner.step_graphs import NoGraphs, StepGraphs
 from tokenwire_service.runner.step_rows import StepRows
 from tokenwire_service.runner.timing import Mark, StepTiming
 from tokenwire_service.runner.transfer import Download, upload_all
-from tokenwire_service.runner.verify import SpeculationLimits, VerifyStep
 from tokenwire_service.runner.vocabulary import make_vocabulary
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput
 
@@ -64,7 +64,7 @@ class ModelRunner:
         self._vocabulary = make_vocabulary(decoder.head, decoder.backend)
         self._sampler = Sampler(self._state.sampling, self._vocabulary)
         self._decode_step = DecodeStep(decoder, kv_cache, self._slots, self._vocabulary, sizes, graphs)
-        self._verify_step = VerifyStep(decoder, kv_cache, sizes, graphs, speculation)
+        self._small_step = SmallStep(decoder, kv_cache, sizes, graphs, speculation)
         self._launched: list[LaunchedStep] = []
         """Steps whose results were not asked for yet."""
         self._last_end: Mark | None = None
@@ -74,7 +74,7 @@ class ModelRunner:
     def record(self) -> None:
         """Record what is recorded ahead. Call while no slot is in use and no step in flight."""
         self._decode_step.record()
-        self._verify_step.record()
+        self._small_step.record()
 
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> LaunchedStep:
@@ -115,8 +115,8 @@ class ModelRunner:
         decoder, draws = self._decoder, Draws.of(rows)
         batch = build_forward_batch(rows, draws, writes, self._state, self._slots, self._sizes.block_size)
         prompts: tuple[PromptScores, ...] = ()
-        if self._verify_step.takes(rows):
-            logits = self._verify_step.forward(batch)
+        if self._small_step.takes(rows):
+            logits = self._small_step.forward(batch)
         else:
             # Scores of a prompt need the hidden state of every token.
             kept = None if rows.scores_prompt else batch.kept

@@ -23,9 +23,9 @@ from tokenwire_service.runner.launched_step import LaunchedStep
 from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
 from tokenwire_service.runner.model_runner import ModelRunner
 from tokenwire_service.runner.sizing import agree_on_sizes, check_flags, choose_sizes, measure_together
+from tokenwire_service.runner.small_step import SpeculationLimits
 from tokenwire_service.runner.step_graphs import BucketGraphs, LazyGraphs, NoGraphs, StepGraphs, bucket_sizes
 from tokenwire_service.runner.timing import StepTiming
-from tokenwire_service.runner.verify import SpeculationLimits
 from tokenwire_service.runner.warm_up import warm_up
 from tokenwire_service.scheduling.output import SchedulerOutput
 from tokenwire_service.weights.progress import Progress

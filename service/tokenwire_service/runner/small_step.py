@@ -35,7 +35,7 @@ _SMALL_CHUNK = 32
 """Tokens of prompts in a step that is recorded, where steps keep their own size."""
 
 
-class VerifyStep:
+class SmallStep:
     """Recordings read and write the tensors made here. With buckets there is one for each number of rows, whose tokens
     are padded to the most these rows can have: the padding belongs to no row. Prompts are left to others then."""
 
@@ -72,7 +72,7 @@ class VerifyStep:
         """Record every bucket, the largest first. Call while no step is in flight."""
         for rows in reversed(self._row_buckets):
             key = (rows * self._width, rows)
-            self._graphs.prepare(("verify", key), partial(self._compute, key))
+            self._graphs.prepare(("small", key), partial(self._compute, key))
 
     def takes(self, rows: StepRows) -> bool:
         """Whether this is such a step. With buckets every token is a row's last or a guess."""
@@ -95,7 +95,7 @@ class VerifyStep:
         num_tokens, num_rows = len(batch.input_ids), len(batch.attention.seq_lens)
         key = self._padded(num_tokens, num_rows)
         self._load(batch, num_tokens, num_rows, *key)
-        self._graphs.run(("verify", key), partial(self._compute, key))
+        self._graphs.run(("small", key), partial(self._compute, key))
         if self._logits is not None:
             return self._logits[:num_tokens]
         return self._decoder.logits(gather_rows(self._hidden[key], batch.kept.tokens, self._decoder.backend))
