@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.support.attention import Case, Heads, attend
-from tokenwire_service.kernels.backend import Backend, LinearFormat, has_bf16_products
+from tokenwire_service.kernels.backend import Backend, LinearFormat
 from tokenwire_service.kernels.linear import linear, pack_weight
 from tokenwire_service.kernels.paged_attention import AttentionOptions
 from tokenwire_service.layers.batch import AttentionBatch
@@ -48,15 +48,6 @@ def test_the_processor_says_what_the_compiler_used(backends: dict[str, Backend])
     for name, backend in backends.items():
         if backend.library is not None:
             assert backend.library.has_bf16_products == (name == "native" and "avx512_bf16" in flags)
-
-
-def test_the_kernels_need_not_be_loaded_to_be_asked(
-    tmp_path: Path, backends: dict[str, Backend], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = backends["native"].library if "native" in backends else None
-    assert has_bf16_products(tmp_path) == (library is not None and library.has_bf16_products)
-    monkeypatch.setenv("PATH", "")
-    assert not has_bf16_products(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 31), (37, 65), (96, 64), (130, 200), (33, 577)])

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from tokenwire_service.kernels._cpu_library import load_cpu_library
-from tokenwire_service.kernels.backend import select_backend
+from tokenwire_service.kernels.backend import has_bf16_products, select_backend
 
 
 def test_the_library_builds_where_there_is_a_compiler_and_is_kept(tmp_path: Path) -> None:
     if shutil.which("c++") is None:
         assert load_cpu_library(tmp_path) is None
+        assert not has_bf16_products(tmp_path)
         return
-    assert load_cpu_library(tmp_path) is not None
+    library = load_cpu_library(tmp_path)
+    assert library is not None
+    assert has_bf16_products(tmp_path) == library.has_bf16_products
     (built,) = tmp_path.iterdir()
     before = built.stat().st_mtime_ns
     assert load_cpu_library(tmp_path) is not None
@@ -53,6 +56,7 @@ def test_a_missing_or_failing_compiler_costs_one_log_line(
     with caplog.at_level(logging.WARNING):
         backend = select_backend(torch.device("cpu"), torch.float32, cache_dir=tmp_path / "cache")
     assert backend.library is None
+    assert not has_bf16_products(tmp_path / "cache")
     (record,) = caplog.records
     assert ("no such flag" if script else "no C++ compiler") in record.getMessage()
 

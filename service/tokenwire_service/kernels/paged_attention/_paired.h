@@ -217,19 +217,25 @@ class Paired {
     void attend_many(const Place& place, int64_t first_key, int64_t count) {
         const int64_t vectors = (place.rows() + kLanes - 1) / kLanes;
         const auto* q = reinterpret_cast<const int32_t*>(buffers_.narrow_q.data());
-        for (int64_t j = 0; j < count; j += kPairRows)
-            multiply_pair_rows([&](int r) { return key(j + r); }, 2, q, stride_, softmax_.scores() + j * stride_, stride_,
-                               std::min<int64_t>(kPairRows, count - j), args_.head_dim / 2, vectors, false);
+        for (int64_t j = 0; j < count; j += kPairRows) {
+            // What is left out nobody may see.
+            const int64_t from = place.first_row(first_key + j) / kLanes;
+            multiply_pair_rows([&](int r) { return key(j + r); }, 2, q + from * kLanes, stride_,
+                               softmax_.scores() + j * stride_ + from * kLanes, stride_,
+                               std::min<int64_t>(kPairRows, count - j), args_.head_dim / 2, vectors - from, false);
+        }
         BFloat* weights = buffers_.weights.data();
         softmax_.soften_many(place, first_key, count, exp, [&](int64_t row, int64_t j, Vec first, Vec second) {
             const Pairs pairs = pair_lanes(first, second);
             std::memcpy(weights + (j / 2 * stride_ + row) * 2, &pairs, sizeof pairs);
         });
         const int32_t* values = pair_tile(count);
-        for (int64_t row = 0; row < place.rows(); row += kPairRows)
+        for (int64_t row = 0; row < place.rows(); row += kPairRows) {
+            const int64_t rows = std::min<int64_t>(kPairRows, place.rows() - row);
+            const int64_t keys = std::min(count, place.visible(row + rows - 1, first_key));
             multiply_pair_rows([&](int r) { return weights + (row + r) * 2; }, stride_ * 2, values, dim_,
-                               softmax_.sum() + row * dim_, dim_, std::min<int64_t>(kPairRows, place.rows() - row),
-                               (count + 1) / 2, dim_ / kLanes, true);
+                               softmax_.sum() + row * dim_, dim_, rows, (keys + 1) / 2, dim_ / kLanes, true);
+        }
     }
 
     const int32_t* pair_tile(int64_t count) {

@@ -23,6 +23,12 @@ struct Place {
         return args.lengths[task.row] - queries + task.first_query;
     }
 
+    // How many keys from `key` on a row may see, as far as they lie before its position; perhaps none or less.
+    int64_t visible(int64_t row, int64_t key) const { return first_position() + row / args.group() + 1 - key; }
+
+    // The first row that may see a key.
+    int64_t first_row(int64_t key) const { return std::max<int64_t>(0, key - first_position()) * args.group(); }
+
     // Offset of a row's query, and of its result: rows are queries times heads.
     int64_t query(int64_t row) const {
         const int64_t token = args.starts[task.row] + task.first_query + row / args.group();

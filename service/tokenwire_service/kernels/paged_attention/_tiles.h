@@ -60,14 +60,25 @@ inline void multiply(const Left& a, const Matrix<T>& b, float* c, int64_t ldc, i
         for (int i = 0; i < C; ++i) store(c + r * ldc + i * kLanes, acc[r][i]);
 }
 
+template <int R, int C = kCols, class T>
+void multiply_columns(const Left& a, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth, int64_t columns,
+                      bool accumulate, const T* next) {
+    if (columns == C)
+        multiply<R, C>(a, b, c, ldc, depth, accumulate, next);
+    else if constexpr (C > 1)
+        multiply_columns<R, C - 1>(a, b, c, ldc, depth, columns, accumulate, next);
+}
+
+// In parts of equal width: one of a single vector would be slow.
 template <int R, class T>
 void multiply_rows(const Left& a, const Matrix<T>& b, float* c, int64_t ldc, int64_t depth,
                    int64_t width, bool accumulate, const T* next) {
-    int64_t at = 0;
-    for (; at + kCols * kLanes <= width; at += kCols * kLanes)
-        multiply<R, kCols>(a, b.columns(at), c + at, ldc, depth, accumulate, next == nullptr ? next : next + at);
-    for (; at < width; at += kLanes)
-        multiply<R, 1>(a, b.columns(at), c + at, ldc, depth, accumulate, static_cast<const T*>(nullptr));
+    const int64_t vectors = width / kLanes, parts = (vectors + kCols - 1) / kCols;
+    for (int64_t part = 0; part < parts; ++part) {
+        const int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts, at = from * kLanes;
+        multiply_columns<R>(a, b.columns(at), c + at, ldc, depth, to - from, accumulate,
+                            next == nullptr ? next : next + at);
+    }
 }
 
 // c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes. `next` is where a matrix like b is read

@@ -57,8 +57,10 @@ class Widened {
         const int64_t width = round_up(place.rows(), kLanes);
         place.for_blocks(key, count, [&](int64_t where, int64_t run, int64_t at) {
             const float* k = copy(static_cast<const KV*>(args_.key) + where, run);
-            multiply_all(Left{k, dim_, 1}, Matrix<float>{buffers_.q.data(), stride_},
-                         softmax_.scores() + at * stride_, stride_, run, args_.head_dim, width, false);
+            // What is left out nobody may see.
+            const int64_t from = place.first_row(key + at) / kLanes * kLanes;
+            multiply_all(Left{k, dim_, 1}, Matrix<float>{buffers_.q.data() + from, stride_},
+                         softmax_.scores() + at * stride_ + from, stride_, run, args_.head_dim, width - from, false);
         });
         softmax_.soften_many(place, key, count, exp, [&](int64_t row, int64_t j, Vec first, Vec second) {
             float* to = softmax_.scores() + j * stride_ + row;
@@ -74,13 +76,14 @@ class Widened {
         const bool in_place = dim_ == args_.head_dim && (place.few() || sizeof(KV) == sizeof(float));
         place.for_blocks(key, count, [&](int64_t where, int64_t run, int64_t at) {
             const KV* v = static_cast<const KV*>(args_.value) + where;
-            const Left weights = {softmax_.scores() + at * key_step, row_step, key_step};
-            float* sum = softmax_.sum();
+            const int64_t from = place.first_row(key + at), rows = place.rows() - from;
+            const Left weights = {softmax_.scores() + at * key_step + from * row_step, row_step, key_step};
+            float* sum = softmax_.sum() + from * dim_;
             if (in_place)
-                multiply_all(weights, Matrix<KV>{v, dim_}, sum, dim_, place.rows(), run, dim_, true,
+                multiply_all(weights, Matrix<KV>{v, dim_}, sum, dim_, rows, run, dim_, true,
                              place.few() ? place.ahead<KV>(args_.value, key + at) : nullptr);
             else
-                multiply_all(weights, Matrix<float>{copy(v, run), dim_}, sum, dim_, place.rows(), run, dim_, true);
+                multiply_all(weights, Matrix<float>{copy(v, run), dim_}, sum, dim_, rows, run, dim_, true);
         });
     }
 
