@@ -68,10 +68,10 @@ def two_nodes() -> Iterator[tuple[Node, Node, bool]]:
     """Two namespaces, or, where they are not permitted, this machine twice; and which of it."""
     with ExitStack() as stack:
         try:
-            first, second = stack.enter_context(namespaces())
-            yield first, second, True
+            nodes = stack.enter_context(namespaces())
         except (OSError, subprocess.CalledProcessError):
-            yield Node(), Node(), False
+            nodes = None
+        yield (*(nodes or (Node(), Node())), nodes is not None)
 
 
 class TwoNodeService:
