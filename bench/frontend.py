@@ -2,9 +2,10 @@
 
 The service (over `bench.mock_engine`), the REST adapter and the clients are a process each. Counted is the CPU time of
 the service's process alone, and of the adapter's alone, while every stream flows: neither starts nor ends of streams
-are in it. A first row says what grpc.aio costs when the server does nothing but write (`bench.bare_server`): CPU time,
-unlike wall time, hardly minds waiting for a core, but it grows when neighbours share caches and hyperthreads, and only
-beside that row do two runs compare.
+are in it. Streams share one connection, as calls over one channel do, or have one each, as from so many callers: then
+every token is a packet of its own. The first rows say what grpc.aio costs when the server does nothing but write
+(`bench.bare_server`): CPU time, unlike wall time, hardly minds waiting for a core, but it grows when neighbours share
+caches and hyperthreads, and only beside those rows do two runs compare.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import uvloop
 
 from bench import bare_server, mock_engine, mock_server, record
-from bench.wire_client import Tally, WireStream
+from bench.wire_client import Tally, WireStreams
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire.v1 import types_pb2
 from tokenwire_client import Client
@@ -39,9 +40,10 @@ WARM_UP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`streams` at once, a connection each, with a token every `step_ms` each; measured for `seconds`."""
+    """`streams` at once over `connections`, with a token every `step_ms` each; measured for `seconds`."""
 
     streams: int = 64
+    connections: int = 1
     step_ms: float = 25.0
     seconds: float = 6.0
 
@@ -86,8 +88,8 @@ def adapter(grpc_port: int) -> Iterator[tuple[int, int]]:
 async def grpc_streams(method: str, request: bytes, port: int, load: Load, tally: Tally) -> None:
     """gRPC streams; a message is a token here."""
     loop = asyncio.get_running_loop()
-    protocol = functools.partial(WireStream, method, request, tally)
-    transports = [(await loop.create_connection(protocol, "127.0.0.1", port))[0] for _ in range(load.streams)]
+    protocol = functools.partial(WireStreams, method, request, tally, load.streams // load.connections)
+    transports = [(await loop.create_connection(protocol, "127.0.0.1", port))[0] for _ in range(load.connections)]
     try:
         await tally.ended.wait()
         raise RuntimeError("a stream ended early")
@@ -153,15 +155,20 @@ async def _flowing(reading: asyncio.Future[None], load: Load, tally: Tally) -> N
 
 
 def run(load: Load, *, with_rest: bool) -> Iterator[dict[str, Any]]:
-    """A row for grpc.aio alone, one for gRPC and one for REST."""
+    """Rows for grpc.aio alone and for gRPC, each over one connection and over one for each stream, and one for REST."""
     step_s = str(load.step_ms / 1000)
+    loads = (load, replace(load, connections=load.streams))
     with server([bare_server.__name__, step_s], {}) as (pid, port):
         streams = functools.partial(grpc_streams, bare_server.METHOD, b"")
-        yield {"path": "grpc.aio alone"} | uvloop.run(measure(streams, port, load, {"server": pid}))
+        for each in loads:
+            row = {"path": "grpc.aio alone", "connections": each.connections}
+            yield row | uvloop.run(measure(streams, port, each, {"server": pid}))
     with server([mock_server.__name__], {mock_engine.STEP_VARIABLE: step_s}) as (service, port):
         Client(f"127.0.0.1:{port}").wait_until_ready()
         streams = functools.partial(grpc_streams, GENERATE_STREAM, _request().SerializeToString())
-        yield {"path": "gRPC"} | uvloop.run(measure(streams, port, load, {"server": service}))
+        for each in loads:
+            row = {"path": "gRPC", "connections": each.connections}
+            yield row | uvloop.run(measure(streams, port, each, {"server": service}))
         if with_rest:
             with adapter(port) as (pid, rest_port):
                 pids = {"server": service, "adapter": pid}
@@ -199,7 +206,7 @@ def main() -> None:
     parser.add_argument("--no-rest", action="store_true", help="leave the adapter out")
     parser.add_argument("--no-record", action="store_true", help="print only; leave bench/results alone")
     args = parser.parse_args()
-    load = Load(args.streams, args.step_ms, args.seconds)
+    load = Load(streams=args.streams, step_ms=args.step_ms, seconds=args.seconds)
     rows = []
     for row in run(load, with_rest=not args.no_rest):
         rows.append(row)

@@ -1,6 +1,6 @@
 """A gRPC client that costs next to nothing, for measurements of a server beside it: it counts and parses no message.
 
-HTTP/2 as far as reading one server stream for each connection needs: no flow control (windows are as large as can be),
+HTTP/2 as far as reading server streams needs: no flow control (windows are as large as can be),
 no header compression, answers to SETTINGS and PING.
 """
 
@@ -30,13 +30,14 @@ class Tally:
     """Set with the first end of a stream."""
 
 
-class WireStream(asyncio.Protocol):
-    """One connection with one server stream of `method`, called with the serialized `request`."""
+class WireStreams(asyncio.Protocol):
+    """One connection with server streams of `method`, each called with the serialized `request`."""
 
-    def __init__(self, method: str, request: bytes, tally: Tally) -> None:
+    def __init__(self, method: str, request: bytes, tally: Tally, num_streams: int = 1) -> None:
         self._method = method
         self._request = request
         self._tally = tally
+        self._num_streams = num_streams
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -55,9 +56,12 @@ class WireStream(asyncio.Protocol):
             _PREFACE,
             _frame(_SETTINGS, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)),
             _frame(_WINDOW_UPDATE, struct.pack(">I", _LARGEST_WINDOW - _DEFAULT_WINDOW)),
-            _frame(_HEADERS, _literal(headers.items()), _END_HEADERS, 1),
-            _frame(_DATA, message, _END_STREAM, 1),
         )
+        for stream in range(1, 2 * self._num_streams, 2):
+            self._send(
+                _frame(_HEADERS, _literal(headers.items()), _END_HEADERS, stream),
+                _frame(_DATA, message, _END_STREAM, stream),
+            )
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
