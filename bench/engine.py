@@ -49,6 +49,8 @@ class EngineWorkload:
     prefill_tokens: int
     """Prompt tokens of one prefill run at least; as many prompts as that takes."""
     repeats: int
+    sharded_path: bool = False
+    """Whether the engine is driven as one over many ranks is."""
 
     @property
     def longest(self) -> int:
@@ -86,8 +88,10 @@ def model_config(name: str) -> Mapping[str, Any]:
 
 def open_engine(work: EngineWorkload, config: Mapping[str, Any]) -> OfflineEngine:
     if work.model in SHAPES:
-        return OfflineEngine.random(work.model, config, work.dtype, work.engine_config())
-    return OfflineEngine(resolve_model(ModelConfig(model_id=work.model)), work.dtype, work.engine_config())
+        engine_config, sharded = work.engine_config(), work.sharded_path
+        return OfflineEngine.random(work.model, config, work.dtype, engine_config, sharded_path=sharded)
+    resolved = resolve_model(ModelConfig(model_id=work.model))
+    return OfflineEngine(resolved, work.dtype, work.engine_config(), sharded_path=work.sharded_path)
 
 
 def measure_ours(work: EngineWorkload, config: Mapping[str, Any]) -> list[Row]:
@@ -222,6 +226,7 @@ def parse() -> argparse.Namespace:
         "--prefill-tokens", type=int, help="prompt tokens of a prefill run at least; the longest prompt"
     )
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--sharded-path", action="store_true", help="drive the one rank as one over many is driven")
     parser.add_argument("--no-transformers", action="store_true", help="run ours alone")
     parser.add_argument("--out", type=Path, help="result file; bench/results/<date>-engine-<model>.json unless given")
     parser.add_argument("--contender", choices=(OURS, TRANSFORMERS), help=argparse.SUPPRESS)
@@ -245,6 +250,7 @@ def make_workload(given: argparse.Namespace) -> EngineWorkload:
         prefill=tuple(prefill),
         prefill_tokens=given.prefill_tokens or max(prefill, default=0),
         repeats=given.repeats,
+        sharded_path=given.sharded_path,
     )
 
 
@@ -268,6 +274,7 @@ def main() -> None:
     more = {"device": described, "limits": dataclasses.asdict(limits)}
     workload = dataclasses.asdict(work)
     kind = f"engine-{Path(work.model).stem if work.model not in SHAPES else work.model}"
+    kind += "-sharded-path" if work.sharded_path else ""
     path = record.write(kind, workload, rows, ("torch", "transformers"), more=more, path=given.out)
     print(f"written to {path}", file=sys.stderr)
 

@@ -17,9 +17,11 @@ from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.events import EngineEvent, EngineStats, Failed, TokensGenerated
 from tokenwire_service.core.params import Request, SamplingParams, StoppingParams
 from tokenwire_service.engine.engine import Commands, Engine
+from tokenwire_service.parallel.plan_channel import PlanSender
 from tokenwire_service.runner.dtypes import choose_dtype
-from tokenwire_service.runner.executor import LocalExecutor
+from tokenwire_service.runner.executor import LocalExecutor, ShardedExecutor
 from tokenwire_service.runner.machine import choose_device
+from tokenwire_service.runner.threaded_executor import ThreadedExecutor
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import SilentProgress
@@ -59,7 +61,10 @@ class BatchRun:
 class OfflineEngine:
     """Loads on construction; runs batches greedily to their full length."""
 
-    def __init__(self, resolved: ResolvedModel, dtype: str, config: EngineConfig) -> None:
+    def __init__(
+        self, resolved: ResolvedModel, dtype: str, config: EngineConfig, *, sharded_path: bool = False
+    ) -> None:
+        """`sharded_path`: drive the one rank as rank 0 of many is driven."""
         self._worker = Worker(resolved, dtype, config, SilentProgress())
         self.device, self.sizes, self.facts = self._worker.device, self._worker.sizes, self._worker.facts
         limits = self.sizes.scheduler_limits(prefix_caching=config.prefix_caching)
@@ -67,7 +72,7 @@ class OfflineEngine:
         self._events: list[EngineEvent] = []
         self._engine = Engine(
             Scheduler(limits, model_name=resolved.model_id),
-            LocalExecutor(self._worker),
+            _sharded(self._worker) if sharded_path else LocalExecutor(self._worker),
             self._inbox,
             self._publish,
             logger=logging.getLogger("bench.engine"),
@@ -75,14 +80,16 @@ class OfflineEngine:
         self._num_requests = 0
 
     @classmethod
-    def random(cls, name: str, config: Mapping[str, Any], dtype: str, engine: EngineConfig) -> OfflineEngine:
+    def random(
+        cls, name: str, config: Mapping[str, Any], dtype: str, engine: EngineConfig, *, sharded_path: bool = False
+    ) -> OfflineEngine:
         """The model of this config.json with random weights, made on the device it runs on."""
         device = choose_device(engine.device, 0)
         made = torch.float32 if device.type == "cpu" else choose_dtype(dtype, device)
         tensors = random_tensors(config, device, made)
         stream = mock.patch("tokenwire_service.runner.worker.stream_tensors", return_value=tensors)
         with stream:
-            return cls(random_model(name, config), dtype, engine)
+            return cls(random_model(name, config), dtype, engine, sharded_path=sharded_path)
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> BatchRun:
         """All prompts at once, `new_tokens` each. Raises RuntimeError when one fails."""
@@ -137,6 +144,16 @@ class OfflineEngine:
 
     def _publish(self, events: Sequence[EngineEvent], _: EngineStats) -> None:
         self._events += events
+
+
+def _sharded(worker: Worker) -> ShardedExecutor:
+    """Every plan is encoded; there is nobody to send it to."""
+
+    def fail(reason: str) -> None:
+        raise RuntimeError(reason)
+
+    local = LocalExecutor(worker)
+    return ShardedExecutor(local if local.runs_ahead else ThreadedExecutor(worker), PlanSender(()), fail)
 
 
 class _Inbox:

@@ -55,11 +55,12 @@ def test_a_model_without_work_keeps_its_layers() -> None:
     assert least.hidden_size < spec.hidden_size
 
 
-def test_the_offline_engine_generates_what_is_asked() -> None:
+@pytest.mark.parametrize("sharded_path", [False, True])
+def test_the_offline_engine_generates_what_is_asked(sharded_path: bool) -> None:
     config = EngineConfig(
         device="cpu", max_batch_size=2, max_total_tokens=64, max_batch_total_tokens=256, num_threads=1
     )
-    engine = OfflineEngine.random("tiny", SHAPES["tiny"], "float32", config)
+    engine = OfflineEngine.random("tiny", SHAPES["tiny"], "float32", config, sharded_path=sharded_path)
     for prompts in ([[1, 2, 3]], [[4] * 20, [5]]):
         run = engine.run(prompts, 6)
         assert run.num_tokens == sum(step.num_tokens for step in run.steps) == 6 * len(prompts)
