@@ -22,7 +22,7 @@ Result = dict[str, Any]
 
 def peers_charts(result: Result) -> Iterator[tuple[str, Chart]]:
     """Throughput for each precision class, and what one stream, one long prompt and the memory come to."""
-    for precision_class in ("full", "8bit"):
+    for precision_class in ("full", "bf16", "8bit"):
         rows = [row for row in result["rows"] if row["precision_class"] == precision_class]
         if not rows:
             continue
