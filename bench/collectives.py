@@ -1,120 +1,115 @@
-"""All-reduce by message size: torch.distributed's against the shortcut ranks of one machine take.
+"""A sum over two ranks of this CPU, and a small message from one to the other, each way there is: `compare()`.
 
-    torchrun --nproc-per-node 8 -m bench.collectives        # on GPUs: NCCL and symmetric memory, each in a CUDA graph
-    torchrun --nproc-per-node 2 -m bench.collectives        # on a CPU: gloo alone, which shows that it runs
-
-Both sum the same numbers; sums that differ by more than rounding end it with status 1.
+Wall time on busy cores says little; CPU time is what a rank's core loses.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import json
+import multiprocessing
 import os
-import sys
+import socket
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from bench import record
-from tokenwire_service.parallel.group import TensorParallelGroup
-from tokenwire_service.parallel.symmetric import choose_way, make_symmetric_sum
-
-_SIZES = tuple(1 << shift for shift in range(12, 25))
-"""Bytes."""
-_REPEATS = 50
+_SIZES = (576, 8 * 576, 64 * 576, 512 * 576)
+"""Numbers summed: one row of the embedded model, and more."""
+_PLAN_BYTES = 1024
+Row = dict[str, Any]
 
 
-def seconds_each(sum_up: Callable[[], object], device: torch.device) -> float:
-    """Of one sum among many in a row, recorded where the device can."""
-    replay: Callable[[], object] = sum_up
-    for _ in range(3):
-        sum_up()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            sum_up()
-        replay = graph.replay
-    dist.barrier()
-    _wait(device)
-    begun = time.perf_counter()
-    for _ in range(_REPEATS):
-        replay()
-    _wait(device)
-    return (time.perf_counter() - begun) / _REPEATS
+def compare() -> list[Row]:
+    """Rank 0's figures, in microseconds."""
+    from tokenwire_service.kernels.exchange import memory_bytes
+    from tokenwire_service.parallel.local_ranks import allocate
+
+    descriptor = allocate(memory_bytes(2))
+    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0)) as listener:
+        out = Path(directory) / "rows.json"
+        context = multiprocessing.get_context("fork")
+        ranks = [context.Process(target=_rank, args=(rank, descriptor, listener, directory, out)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        os.close(descriptor or 0)
+        rows: list[Row] = json.loads(out.read_text())
+        return rows
 
 
-def agree(group: TensorParallelGroup, plain: TensorParallelGroup, x: Tensor) -> bool:
-    """Whether both ways give the same sums up to rounding."""
-    ours, theirs = group.all_reduce(x.clone()), plain.all_reduce(x.clone())
-    return torch.allclose(ours.float(), theirs.float(), rtol=2e-2, atol=2e-2)
+def _rank(rank: int, descriptor: int, listener: socket.socket, directory: str, out: Path) -> None:
+    import torch
+    import torch.distributed as dist
 
+    from tokenwire_service.kernels._cpu_library import load_cpu_library
+    from tokenwire_service.kernels.exchange import SharedExchange
+    from tokenwire_service.parallel.group import TensorParallelGroup
+    from tokenwire_service.parallel.local_ranks import map_memory
 
-def measure(group: TensorParallelGroup, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each size. Raises RuntimeError where the two ways disagree."""
-    plain = dataclasses.replace(group, shortcut=None)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    library = load_cpu_library()
+    assert library is not None
+    shared = SharedExchange(library, map_memory(os.dup(descriptor)), rank, 2)
     rows = []
     for size in _SIZES:
-        x = torch.randn(size // dtype.itemsize, device=device).to(dtype)
-        if not agree(group, plain, x):
-            raise RuntimeError(f"sums of {size} bytes differ")
-        # Sums of sums grow without bound; zeros cost the same.
-        x.zero_()
-        row: dict[str, Any] = {"bytes": size, "plain_us": 1e6 * seconds_each(lambda x=x: _sum(plain, x), device)}
-        if group.shortcut is not None:
-            way = choose_way(size, group.size, multicast=True)
-            row |= {
-                "way": None if way is None else way.name.lower(),
-                "ours_us": 1e6 * seconds_each(lambda x=x: _sum(group, x), device),
-            }
-        rows.append(row)
-    return rows
+        x = torch.zeros(size)
+        for name, group in (
+            ("gloo", TensorParallelGroup(rank, 2)),
+            ("memory", TensorParallelGroup(rank, 2, None, shared)),
+        ):
+            rows.append({"what": "sum", "numbers": size, "by": name, **_measure(partial(group.all_reduce, x))})
+    plan, answer = torch.zeros(_PLAN_BYTES // 4, dtype=torch.int32), torch.zeros(1)
+
+    def there_and_back() -> None:
+        dist.broadcast(plan, 0)
+        dist.broadcast(answer, 1)
+
+    rows.append({"what": "plan and answer", "bytes": _PLAN_BYTES, "by": "gloo", **_measure(there_and_back)})
+    with _connected(rank, listener) as exchange:
+        rows.append({"what": "plan and answer", "bytes": _PLAN_BYTES, "by": "stream", **_measure(exchange)})
+    if rank == 0:
+        out.write_text(json.dumps(rows))
+    dist.destroy_process_group()
 
 
-def _sum(group: TensorParallelGroup, x: Tensor) -> None:
-    # Of a group of one nothing would be left to measure.
-    if group.size > 1:
-        group.all_reduce(x)
-    else:
-        dist.all_reduce(x)
+@contextmanager
+def _connected(rank: int, listener: socket.socket) -> Iterator[Callable[[], None]]:
+    connection = listener.accept()[0] if rank == 0 else socket.create_connection(listener.getsockname())
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    plan, buffer = bytes(_PLAN_BYTES), bytearray(_PLAN_BYTES)
+
+    def exchange() -> None:
+        if rank == 0:
+            connection.sendall(plan)
+            connection.recv_into(buffer)
+        else:
+            received = 0
+            while received < _PLAN_BYTES:
+                received += connection.recv_into(buffer)
+            connection.sendall(b".")
+
+    with connection:
+        yield exchange
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="result file; bench/results/<date>-collectives.json unless given")
-    given = parser.parse_args()
-    if "RANK" not in os.environ:
-        parser.error("start it by torchrun")
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        group = TensorParallelGroup(dist.get_rank(), dist.get_world_size())
-        if on_gpu and group.size > 1:
-            group = dataclasses.replace(group, shortcut=make_symmetric_sum(group, torch.bfloat16, device))
-        rows = measure(group, device)
-        if group.rank == 0:
-            for row in rows:
-                print("  ".join(f"{name} {value}" for name, value in row.items()))
-            work = {"ranks": group.size, "device": device.type}
-            print(f"written to {record.write('collectives', work, rows, ('torch',), path=given.out)}", file=sys.stderr)
-    finally:
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+def _measure(work: Callable[[], object], times: int = 200) -> Row:
+    for _ in range(20):
+        work()
+    took, cpu = [], time.process_time()
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - begun)
+    cpu = time.process_time() - cpu
+    took.sort()
+    return {
+        "p50_us": round(1e6 * took[times // 2], 1),
+        "p90_us": round(1e6 * took[times * 9 // 10], 1),
+        "cpu_us": round(1e6 * cpu / times, 1),
+    }

@@ -130,7 +130,8 @@ class _Health:
 
     def __init__(self, channel: grpc.Channel) -> None:
         request = health_pb2.HealthCheckRequest(service=_SERVICE)
-        self._updates = health_pb2_grpc.HealthStub(channel).Watch(request, wait_for_ready=True)
+        stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        self._updates = stub.Watch(request, wait_for_ready=True)
 
     def wait(self, *, serving: bool) -> float:
         """When it became so, on the monotonic clock."""
