@@ -132,6 +132,9 @@ class RankLink(Generic[T]):
     def _read(self) -> None:
         try:
             data = self._connection.recv(_READ_BYTES)
+        except ConnectionResetError:
+            # A process that ends with something unread resets its connections.
+            data = b""
         except OSError as error:
             raise LinkError(f"lost its connection ({error.strerror or error})") from error
         if not data:
