@@ -25,6 +25,7 @@ from tokenwire_service.engine.codec import configure_from_pb, info_to_pb, place_
 from tokenwire_service.engine.engine import Engine
 from tokenwire_service.engine.inbox import Outbox, SocketInbox
 from tokenwire_service.engine.rank_group import RankGroup, local_identity
+from tokenwire_service.engine.startup_failure import failure_to_pb
 from tokenwire_service.engine.vigil import step_timeout_s
 from tokenwire_service.errors import StartupError
 from tokenwire_service.runner.executor import Executor, LocalExecutor, ShardedExecutor
@@ -107,15 +108,12 @@ def _load(
             ranks.form(configuration, log_arguments, spawn=not configuration.HasField("place"))
         return _load_model(configuration, outbox, ranks)
     except StartupError as error:
-        failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))
+        failure = failure_to_pb(error)
     except Exception as error:
         if ranks is not None:
             ranks.let_others_speak()
         logger.exception("loading failed")
-        first_line = (str(error).splitlines() or [""])[0][:300]
-        failure = pb.StartupFailure(
-            kind="StartupError", message=f"loading the model failed: {type(error).__name__}: {first_line}"
-        )
+        failure = failure_to_pb(error)
     report(failure)
     if ranks is not None:
         ranks.close(refused=f"rank 0 cannot start: {failure.message}")

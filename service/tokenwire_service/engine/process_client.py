@@ -22,6 +22,7 @@ from tokenwire_service.engine.codec import configure_to_pb, info_from_pb, stats_
 from tokenwire_service.engine.correspondence import Correspondence
 from tokenwire_service.engine.delivery import Delivery
 from tokenwire_service.engine.engine_process import ENGINE_MODULE, EngineProcess
+from tokenwire_service.engine.startup_failure import failure_from_pb
 from tokenwire_service.engine.vigil import Vigil, step_timeout_s
 from tokenwire_service.engine.waiting_room import WaitingRoom
 from tokenwire_service.parallel.identity import RankIdentity
@@ -30,12 +31,6 @@ from tokenwire_service.weights.resolved import ResolvedModel
 _LOOK_INTERVAL_S = 0.25
 _REAP_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 8.0
-_STARTUP_ERRORS: tuple[type[errors.StartupError], ...] = (
-    errors.ConfigError,
-    errors.ModelResolutionError,
-    errors.WeightsError,
-    errors.UnsupportedModelError,
-)
 
 LoadCallback = Callable[[str, float], None]
 """Takes what is being loaded and the share of it that is done, in [0, 1]."""
@@ -315,7 +310,7 @@ class ProcessEngineClient:
                 if self._on_load is not None:
                     self._on_load(message.load_progress.phase, message.load_progress.fraction)
             case "startup_failure":
-                self._startup_error = _startup_error(message.startup_failure)
+                self._startup_error = failure_from_pb(message.startup_failure)
 
     def _ready(self, info: EngineInfo) -> None:
         self._info = info
@@ -343,8 +338,3 @@ def _told(status: int) -> str:
     if -status != signal.SIGKILL:
         return told
     return f"{told}; unless a line above says why, memory ran out: give it more, or lower --kv-cache-memory-fraction"
-
-
-def _startup_error(failure: pb.StartupFailure) -> errors.StartupError:
-    kinds = {kind.__name__: kind for kind in _STARTUP_ERRORS}
-    return kinds.get(failure.kind, errors.StartupError)(failure.message)

@@ -27,6 +27,7 @@ from tokenwire_service.engine.framing import read_frames
 from tokenwire_service.engine.rank_child import LOST, REFUSED, STOPPED
 from tokenwire_service.engine.rank_hello import make_hello
 from tokenwire_service.engine.rank_link import RankLink
+from tokenwire_service.engine.startup_failure import failure_to_pb, one_line
 from tokenwire_service.errors import StartupError
 from tokenwire_service.parallel.identity import RankIdentity
 from tokenwire_service.parallel.local_ranks import LocalRanks, map_memory
@@ -85,7 +86,7 @@ class _Rank:
             # Rank 0's own end may be the cause, or another's, of which rank 0 knows.
             time.sleep(_FIRST_WORD_S)
             self._logger.critical("a step failed", exc_info=True)
-            self._link.send(ranks_pb.RankMessage(failure=f"failed in a step: {_one_line(error)}"))
+            self._link.send(ranks_pb.RankMessage(failure=f"failed in a step: {one_line(error)}"))
             time.sleep(_EXIT_GRACE_S)
             return LOST
         leave()
@@ -125,12 +126,11 @@ class _Rank:
             local = LocalRanks(identity.local_rank, identity.num_local, memory)
             return Worker(resolved, dtype, config, SilentProgress(), group, local)
         except StartupError as error:
-            failure = pb.StartupFailure(kind=type(error).__name__, message=str(error))
+            failure = failure_to_pb(error)
         except Exception as error:
             time.sleep(_FIRST_WORD_S)
             self._logger.exception("loading failed")
-            message = f"loading the model failed: {_one_line(error)}"
-            failure = pb.StartupFailure(kind="StartupError", message=message)
+            failure = failure_to_pb(error)
         self._link.send(ranks_pb.RankMessage(startup_failure=failure))
         time.sleep(_EXIT_GRACE_S)
         return None
@@ -189,10 +189,6 @@ def _live_with(starter: socket.socket) -> None:
         except OSError:
             break
     os._exit(LOST)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 if __name__ == "__main__":
