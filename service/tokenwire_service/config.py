@@ -101,8 +101,8 @@ class EngineConfig:
     num_threads: int = flag(0, "CPU threads for the engine; 0 takes the cores this process may use.")
     step_timeout_s: float = flag(
         0.0,
-        "An engine with work that makes no step for this long is taken for hung and restarted; 0 picks 60 on CPU, 9 on "
-        "GPU.",
+        "An engine with work that makes no progress for this long is taken for hung and restarted; 0 picks 8, or 60 on "
+        "a CPU without native kernels.",
     )
     device: str = flag("auto", "Where the model runs; 'auto' takes a GPU when there is one.", choices=DEVICES)
     speculate: int = flag(

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from tests.support.acting_clients import acting, acting_client, failure_of, is_over, tokens_of, wait_until
-from tests.support.acting_engine import Part, play
+from tests.support.acting_engine import INFO, Part, play
 from tokenwire_service.config import EngineConfig
 from tokenwire_service.core.events import FailureReason
 from tokenwire_service.engine.client import EngineState
@@ -29,7 +29,7 @@ def looked(vigil: Vigil, seconds: float, *, working: bool = False, since: float 
 
 def test_a_silent_process_is_hung() -> None:
     vigil = Vigil(SILENCE_S, 0.0)
-    vigil.alive()
+    vigil.alive(0)
     assert looked(vigil, SILENCE_S) is None
     assert "no sign of life for 8.2 s" in str(vigil.look(SILENCE_S + 0.25, working=False))
     vigil.heard()
@@ -42,7 +42,7 @@ def test_one_that_never_promised_to_speak_may_be_silent() -> None:
 
 def test_work_without_steps_is_a_hang_whatever_is_heard() -> None:
     vigil = Vigil(SILENCE_S, 0.0)
-    vigil.alive()
+    vigil.alive(0)
     vigil.step_timeout_s = 9.0
     assert looked(vigil, 100, working=False) is not None
     vigil.heard()
@@ -50,9 +50,22 @@ def test_work_without_steps_is_a_hang_whatever_is_heard() -> None:
         vigil.heard()
         assert vigil.look(100 + quarter / 4, working=True) is None
     vigil.heard()
-    assert "made no step for 9 s" in str(vigil.look(109.25, working=True))
+    assert "made no progress for 9 s" in str(vigil.look(109.25, working=True))
     vigil.stepped()
     assert vigil.look(109.5, working=True) is None
+
+
+def test_a_long_step_that_computes_is_no_hang() -> None:
+    vigil = Vigil(SILENCE_S, 0.0)
+    vigil.step_timeout_s = 5.0
+    for second in range(100):
+        vigil.heard()
+        vigil.alive(second)
+        assert looked(vigil, 1.0, working=True, since=second) is None
+    vigil.heard()
+    vigil.alive(99)
+    assert looked(vigil, 4.0, working=True, since=100) is None
+    assert "made no progress for 5 s" in str(looked(vigil, 0.25, working=True, since=104))
 
 
 def test_idleness_before_the_work_does_not_count() -> None:
@@ -63,16 +76,25 @@ def test_idleness_before_the_work_does_not_count() -> None:
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:
     vigil = Vigil(SILENCE_S, 0.0)
-    vigil.alive()
+    vigil.alive(0)
     assert vigil.look(1000.0, working=True) is None
     assert looked(vigil, SILENCE_S - LONGEST_LOOK_S, working=True, since=1000) is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "timeout"), [(0.0, "cpu", 60.0), (0.0, "NVIDIA H200", 9.0), (3.0, "cpu", 3.0), (3.0, "x", 3.0)]
+    ("asked", "device", "backend", "timeout"),
+    [
+        (0.0, "cpu", "native", 8.0),
+        (0.0, "cpu", "torch", 60.0),
+        (0.0, "NVIDIA H200", "triton", 8.0),
+        (0.0, "NVIDIA H200", "torch", 8.0),
+        (3.0, "cpu", "torch", 3.0),
+        (3.0, "NVIDIA H200", "triton", 3.0),
+    ],
 )
-def test_the_step_timeout_fits_the_device(asked: float, device: str, timeout: float) -> None:
-    assert step_timeout_s(asked, device) == timeout
+def test_the_step_timeout_fits_the_engine(asked: float, device: str, backend: str, timeout: float) -> None:
+    info = dataclasses.replace(INFO, device=device, attention_backend=backend)
+    assert step_timeout_s(asked, info) == timeout
 
 
 async def test_a_process_that_falls_silent_is_ended_with_its_ranks(tmp_path: Path) -> None:

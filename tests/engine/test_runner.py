@@ -11,6 +11,7 @@ import torch
 
 from tests.support.local_engine import TINY_LIMITS
 from tokenwire_service.config import EngineConfig
+from tokenwire_service.core.cores import usable_cores
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
 from tokenwire_service.errors import ConfigError
 from tokenwire_service.kernels.backend import reference_backend
@@ -21,7 +22,7 @@ from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
 from tokenwire_service.runner.forward_batch import Draws, ForwardBatch, build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.logprobs import TokenScores
-from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
+from tokenwire_service.runner.machine import choose_device, free_memory_bytes
 from tokenwire_service.runner.sampler import Sampler
 from tokenwire_service.runner.sizing import EngineSizes, check_flags, choose_sizes
 from tokenwire_service.runner.slots import SlotState

@@ -120,7 +120,10 @@ def test_a_step_that_never_ends_is_told_with_what_the_ranks_have_finished(monkey
     monkeypatch.setattr(group, "_end", end)
     group._num_steps[:] = [0, 40, 39]
     looks = iter([None, 40, *[41] * 100])
-    group.watch(lambda: next(looks), 0.3)
+    computed = iter([0, 1, 2, 3, 4, *[5] * 100])
+    group.watch(lambda: next(looks), lambda: next(computed), 0.3)
     assert ended.wait(20)
-    assert told == ["step 41 took more than 0.3 s (steps finished: rank 1 40, rank 2 39)"]
+    # 41 from the third look on, but work was done until the sixth.
+    assert len(list(looks)) == 102 - 6 - 3
+    assert told == ["step 41 made no progress for 0.3 s (steps finished: rank 1 40, rank 2 39)"]
     group.close()

@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.support.rank_processes import in_session, rank_pids
+from tests.support.rank_processes import in_session, main_thread_held, rank_pids
 from tests.support.service_process import SERVING, ServiceProcess, eventually, serving_service
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire.v1 import text_generation_pb2_grpc as pb_grpc
@@ -105,6 +105,23 @@ def test_a_rank_that_stands_still_is_noticed_and_named(sharded: ServiceProcess) 
 def test_rank_zero_that_stands_still_takes_the_others_with_it(sharded: ServiceProcess) -> None:
     end_under_load(sharded, 0, signal.SIGSTOP)
     works_again(sharded)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_though_its_process_lives_is_noticed(
+    rank: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with serving_service(tmp_path, tiny_checkpoint, ["--num-shard", "2"]) as service:
+        streams = [service.stream(8000, f"stream {index}") for index in range(4)]
+        for stream in streams:
+            next(stream)
+        with main_thread_held(rank_pids(service)[rank]):
+            for stream in streams:
+                with pytest.raises(grpc.RpcError) as ended:
+                    list(stream)
+                assert told(ended.value) == ("ENGINE_DOWN", True)
+        assert re.search(r"made no progress for (7.2|8) s", service.err.read_text())
+        works_again(service)
 
 
 def test_a_signal_ends_all_ranks_in_order(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ class ActingEngine:
 
     def _live(self) -> None:
         while True:
-            self._send(pb.EngineMessage(alive=True))
+            self._send(pb.EngineMessage(alive=pb.Alive()))
             time.sleep(BEAT_S)
 
     def _read(self) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.service_process import ServiceProcess, command_of
@@ -28,6 +32,25 @@ def rank_pids(service: ServiceProcess) -> list[int]:
     engine = service.engine_pid()
     others = [pid for pid in in_session(engine) if b"engine.rank_process" in command_of(pid)]
     return [engine, *others]
+
+
+@contextmanager
+def main_thread_held(pid: int) -> Iterator[None]:
+    """Its main thread stands still for good, as in a call that never returns; its other threads go on. Needs to trace
+    it, as a debugger does: until the context's end what is left of the thread is this process's."""
+    attach, any_child = 16, 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(attach, pid, None, None) < 0:
+        raise OSError(ctypes.get_errno(), f"process {pid} cannot be traced")
+    try:
+        yield
+    finally:
+        try:
+            # It stopped first, and was killed since: until both are waited for it stays a zombie.
+            while not os.WIFSIGNALED(os.waitpid(pid, any_child)[1]):
+                pass
+        except ChildProcessError:
+            pass
 
 
 def with_mark(mark: str) -> list[int]:

@@ -7,6 +7,8 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from tokenwire_service.core.cores import usable_cores
+
 PACKAGES = (
     "tokenwire-service",
     "tokenwire-client",
@@ -42,8 +44,6 @@ def describe_environment() -> Iterator[tuple[str, str]]:
 
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
-
-    from tokenwire_service.runner.machine import usable_cores
 
     yield "cpu cores", f"{usable_cores()} usable of {os.cpu_count()}"
     yield "cpu capability", torch.backends.cpu.get_cpu_capability()

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     logger = logging.getLogger("tokenwire_service.engine")
     connection = socket.socket(fileno=int(descriptor))
     inbox, outbox = SocketInbox(connection, logger), Outbox(connection)
-    threading.Thread(target=_give_signs_of_life, args=(outbox,), name="alive", daemon=True).start()
+    pulse = _Pulse(outbox)
     configuration = inbox.configuration()
     if configuration is None:
         return 0
@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     # What loading left behind lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
+    pulse.kernels_run = lambda: loaded.worker.kernels_run
     outbox.send(pb.EngineMessage(ready=info_to_pb(loaded.info)))
     executor = loaded.make_executor(configuration.limits.step_timeout_s)
     try:
@@ -88,8 +89,8 @@ class _Loaded:
         threaded = local if local.runs_ahead else ThreadedExecutor(self.worker)
         executor = ShardedExecutor(threaded, self.ranks.plans, self.ranks.fail)
         # A little before the frontend's patience ends.
-        timeout_s = 0.9 * step_timeout_s(asked_timeout_s, self.worker.device.type)
-        self.ranks.watch(lambda: executor.waits_for, timeout_s)
+        timeout_s = 0.9 * step_timeout_s(asked_timeout_s, self.info)
+        self.ranks.watch(lambda: executor.waits_for, lambda: self.worker.kernels_run, timeout_s)
         return executor
 
 
@@ -150,10 +151,18 @@ def _load_model(configuration: pb.Configure, outbox: Outbox, ranks: RankGroup | 
     return _Loaded(worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config), ranks)
 
 
-def _give_signs_of_life(outbox: Outbox) -> None:
-    while True:
-        outbox.send(pb.EngineMessage(alive=True))
-        time.sleep(_SIGN_S)
+class _Pulse:
+    """Says each second that this process lives, from now on, and whether it computes once `kernels_run` is told."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.kernels_run: Callable[[], int] = int
+        self._outbox = outbox
+        threading.Thread(target=self._beat, name="alive", daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            self._outbox.send(pb.EngineMessage(alive=pb.Alive(kernels_run=self.kernels_run())))
+            time.sleep(_SIGN_S)
 
 
 def _info(worker: Worker, config: EngineConfig) -> EngineInfo:

@@ -303,7 +303,7 @@ class ProcessEngineClient:
             case "heartbeat":
                 self._stats = stats_from_pb(message.heartbeat.stats)
             case "alive":
-                self._vigil.alive()
+                self._vigil.alive(message.alive.kernels_run)
             case "ready":
                 self._ready(info_from_pb(message.ready))
             case "load_progress":
@@ -315,7 +315,7 @@ class ProcessEngineClient:
     def _ready(self, info: EngineInfo) -> None:
         self._info = info
         self._ready_since = time.monotonic()
-        self._vigil.step_timeout_s = step_timeout_s(self._step_timeout_s, info.device)
+        self._vigil.step_timeout_s = step_timeout_s(self._step_timeout_s, info)
         # First, so that nobody who hears of the change is served before them.
         for delivery in self._room.release():
             self.take_in(delivery)

@@ -97,10 +97,12 @@ class RankGroup:
         """The ranks on this machine."""
         return LocalRanks(self.identity.local_rank, self.identity.num_local, self._memory)
 
-    def watch(self, waits_for: Callable[[], int | None], timeout_s: float) -> None:
-        """From now on a step that `waits_for` names for so long ends this process: a rank hangs, though its process
-        lives. The frontend would notice too, and could not say where the ranks are."""
-        threading.Thread(target=self._watch, args=(waits_for, timeout_s), name="steps", daemon=True).start()
+    def watch(self, waits_for: Callable[[], int | None], progress: Callable[[], int], timeout_s: float) -> None:
+        """From now on a step that `waits_for` names for so long, `progress` telling the same all the while, ends this
+        process: a rank hangs, though its process lives. The frontend would notice too, and could not say where the
+        ranks are."""
+        watched = (waits_for, progress, timeout_s)
+        threading.Thread(target=self._watch, args=watched, name="steps", daemon=True).start()
 
     def let_others_speak(self) -> None:
         """Something failed here: when the loss of a rank was the cause, that shows now, and ends this process."""
@@ -136,16 +138,16 @@ class RankGroup:
             partial(self._lose, rank, link),
         )
 
-    def _watch(self, waits_for: Callable[[], int | None], timeout_s: float) -> None:
-        step, waited_s = None, 0.0
+    def _watch(self, waits_for: Callable[[], int | None], progress: Callable[[], int], timeout_s: float) -> None:
+        step, made, waited_s = None, 0, 0.0
         while waited_s < timeout_s:
             time.sleep(_LOOK_S)
-            now = waits_for()
+            now = waits_for(), progress()
             # Counted in looks, so that a machine that stood still as a whole does not count.
-            waited_s = waited_s + _LOOK_S if now is not None and now == step else 0.0
-            step = now
+            waited_s = waited_s + _LOOK_S if step is not None and now == (step, made) else 0.0
+            step, made = now
         finished = ", ".join(f"rank {rank} {steps}" for rank, steps in enumerate(self._num_steps) if rank)
-        self._end(f"step {step} took more than {timeout_s:g} s (steps finished: {finished})")
+        self._end(f"step {step} made no progress for {timeout_s:g} s (steps finished: {finished})")
 
     def _receive(self, rank: int, message: ranks_pb.RankMessage) -> None:
         match message.WhichOneof("part"):

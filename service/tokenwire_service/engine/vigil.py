@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-STEP_TIMEOUT_ON_CPU_S = 60.0
-"""A step of a large model takes seconds there."""
-STEP_TIMEOUT_ON_GPU_S = 9.0
-"""Steps take milliseconds there; a hang is known within 10 s."""
+from tokenwire_service.engine.client import EngineInfo
+
+STEP_TIMEOUT_S = 8.0
+"""A hang is known within 10 s: to this come the second between signs of life, and the time between two looks."""
+UNCOUNTED_STEP_TIMEOUT_S = 60.0
+"""On a CPU without native kernels, where a step may take as long and does not say that it goes on."""
 LONGEST_LOOK_S = 1.0
 
 
-def step_timeout_s(asked: float, device: str) -> float:
-    """How long an engine with work may go without a step; 0 asks for what fits the device it told."""
-    return asked or (STEP_TIMEOUT_ON_CPU_S if device == "cpu" else STEP_TIMEOUT_ON_GPU_S)
+def step_timeout_s(asked: float, info: EngineInfo) -> float:
+    """How long an engine with work may go without a step, or a kernel of it; 0 asks for what fits the engine."""
+    counts = info.device != "cpu" or info.attention_backend == "native"
+    return asked or (STEP_TIMEOUT_S if counts else UNCOUNTED_STEP_TIMEOUT_S)
 
 
 class Vigil:
-    """Adds up for how long an engine was silent, or had work and made no step.
+    """Adds up for how long an engine was silent, or had work and got nowhere: made no step, and ended no kernel where
+    those are counted.
 
     Looked at several times a second. Between two looks at most `LONGEST_LOOK_S` counts: where this process itself
     stood still, as in a container that was paused, the engine had no chance to be heard.
@@ -23,16 +27,20 @@ class Vigil:
 
     def __init__(self, silence_timeout_s: float, now: float) -> None:
         """Times are monotonic seconds."""
-        self.step_timeout_s = STEP_TIMEOUT_ON_CPU_S
+        self.step_timeout_s = UNCOUNTED_STEP_TIMEOUT_S
         self._silence_timeout_s = silence_timeout_s
         self._looked_at = now
         self._speaks = False
+        self._kernels_run = 0
         self._silent_s = 0.0
         self._stepless_s = 0.0
 
-    def alive(self) -> None:
-        """The process said that it lives: it will do so each second from now on."""
+    def alive(self, kernels_run: int) -> None:
+        """The process said that it lives, and how much it has computed: it will do so each second from now on."""
         self._speaks = True
+        if kernels_run != self._kernels_run:
+            self._kernels_run = kernels_run
+            self._stepless_s = 0.0
 
     def heard(self) -> None:
         """Any message came."""
@@ -52,7 +60,7 @@ class Vigil:
             return f"the engine's process gave no sign of life for {self._silent_s:.1f} s"
         if self._stepless_s > self.step_timeout_s:
             return (
-                f"the engine has work but made no step for {self._stepless_s:.0f} s (if steps take that long here, "
-                "lower --max-batch-prefill-tokens or raise --step-timeout-s)"
+                f"the engine has work but made no progress for {self._stepless_s:.0f} s (if steps take that long "
+                "here, lower --max-batch-prefill-tokens or raise --step-timeout-s)"
             )
         return None

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from tokenwire_service.core.cores import UNLIMITED, cgroup_v2_directories
-from tokenwire_service.core.cores import usable_cores as usable_cores
 from tokenwire_service.errors import ConfigError
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tokenwire_service.config import EngineConfig
+from tokenwire_service.core.cores import usable_cores
 from tokenwire_service.kernels.backend import Backend, select_backend
 from tokenwire_service.kernels.exchange import SharedExchange
 from tokenwire_service.kernels.graph import make_recorder
@@ -20,7 +21,7 @@ from tokenwire_service.parallel.symmetric import make_symmetric_sum
 from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
 from tokenwire_service.runner.kv_cache import KVCache, kv_block_bytes
 from tokenwire_service.runner.launched_step import LaunchedStep
-from tokenwire_service.runner.machine import choose_device, free_memory_bytes, usable_cores
+from tokenwire_service.runner.machine import choose_device, free_memory_bytes
 from tokenwire_service.runner.model_runner import ModelRunner
 from tokenwire_service.runner.sizing import agree_on_sizes, check_flags, choose_sizes, measure_together
 from tokenwire_service.runner.small_step import SpeculationLimits
@@ -101,6 +102,13 @@ class Worker:
     def last_timing(self) -> StepTiming | None:
         """Of the step whose result was asked for last."""
         return self._runner.last_timing
+
+    @property
+    def kernels_run(self) -> int:
+        """Grows while a step computes; always 0 where kernels are not counted, on a GPU or without native ones. From
+        any thread."""
+        library = self._decoder.backend.library
+        return 0 if library is None else library.kernels_run
 
     @property
     def facts(self) -> WorkerFacts:

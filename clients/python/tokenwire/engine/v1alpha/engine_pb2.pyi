@@ -172,10 +172,6 @@ class EngineMessage(message.Message):
     STEP_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     ALIVE_FIELD_NUMBER: builtins.int
-    alive: builtins.bool
-    """Always true. Sent each second by a thread of its own from the process's start to its end, loading included: the
-    process is not stopped. Says nothing of the engine's steps.
-    """
     @builtins.property
     def load_progress(self) -> LoadProgress:
         """How far loading is."""
@@ -196,6 +192,12 @@ class EngineMessage(message.Message):
     def heartbeat(self) -> Heartbeat:
         """Nothing to do; the engine is alive."""
 
+    @builtins.property
+    def alive(self) -> Alive:
+        """Sent each second by a thread of its own from the process's start to its end, loading included: the process is not
+        stopped.
+        """
+
     def __init__(
         self,
         *,
@@ -204,7 +206,7 @@ class EngineMessage(message.Message):
         startup_failure: StartupFailure | None = ...,
         step: StepOutput | None = ...,
         heartbeat: Heartbeat | None = ...,
-        alive: builtins.bool = ...,
+        alive: Alive | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["alive", b"alive", "heartbeat", b"heartbeat", "load_progress", b"load_progress", "part", b"part", "ready", b"ready", "startup_failure", b"startup_failure", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
@@ -213,6 +215,28 @@ class EngineMessage(message.Message):
     _WhichOneofReturnType_part: _TypeAlias = typing.Literal["load_progress", "ready", "startup_failure", "step", "heartbeat", "alive"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+@typing.final
+class Alive(message.Message):
+    """A sign of life."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    KERNELS_RUN_FIELD_NUMBER: builtins.int
+    kernels_run: builtins.int
+    """Kernels that have ended since the process started: while this grows, a step that takes long is not stuck. 0 where
+    they are not counted.
+    """
+    def __init__(
+        self,
+        *,
+        kernels_run: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["kernels_run", b"kernels_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Configure(message.Message):
