@@ -220,6 +220,7 @@ class Paired {
         for (int64_t j = 0; j < count; j += kPairRows) {
             // What is left out nobody may see.
             const int64_t from = place.first_row(first_key + j) / kLanes;
+            fetch_next(args_.key, j, kPairRows);
             multiply_pair_rows([&](int r) { return key(j + r); }, 2, q + from * kLanes, stride_,
                                softmax_.scores() + j * stride_ + from * kLanes, stride_,
                                std::min<int64_t>(kPairRows, count - j), args_.head_dim / 2, vectors - from, false);
@@ -240,13 +241,15 @@ class Paired {
 
     const int32_t* pair_tile(int64_t count) {
         int32_t* to = buffers_.pairs.data();
-        for (int64_t j = 0; j < count; j += 2)
+        for (int64_t j = 0; j < count; j += 2) {
+            fetch_next(args_.value, j, 2);
             for (int64_t d = 0; d < dim_; d += kPairLanes) {
                 Pairs low, high;
                 pair_values(j, count, d, low, high);
                 std::memcpy(to + j / 2 * dim_ + d, &low, sizeof low);
                 std::memcpy(to + j / 2 * dim_ + d + kLanes, &high, sizeof high);
             }
+        }
         return to;
     }
 
