@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
 from tokenwire_service.runner.step_plan import decode, encode
-from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
+from tokenwire_service.scheduling.output import LayerSpan, ScheduledSlot, SchedulerOutput, SlotJoin
 
 ids = st.integers(0, 2**31 - 1)
 lists = st.lists(ids, max_size=5).map(tuple)
@@ -53,6 +53,7 @@ rows = st.builds(
     samples=st.booleans(),
     score_prompt=st.booleans(),
     draft_token_ids=lists,
+    layers=st.none() | st.builds(LayerSpan, first=ids, end=st.integers(1, 2**31 - 1), completes=st.booleans()),
 )
 plans = st.builds(
     SchedulerOutput,

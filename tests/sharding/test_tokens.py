@@ -76,7 +76,8 @@ def mixed() -> list[Request]:
 
 
 def generate(worker: Worker, executor: Executor | None = None) -> dict[str, Answer]:
-    """Everything at once, then the same prompts from the prefix cache, some of them ended early, then guesses."""
+    """Everything at once, then the same prompts from the prefix cache, some of them ended early, then chunks that go
+    through a few layers a step, then guesses."""
     engine = LocalEngine(worker, executor)
     answers = engine.run(*mixed())
     again = [dataclasses.replace(request, request_id=f"again-{request.request_id}") for request in mixed()[3:]]
@@ -89,6 +90,11 @@ def generate(worker: Worker, executor: Executor | None = None) -> dict[str, Answ
     answers |= {request.request_id: engine.answer(request.request_id) for request in (long, *again)}
     assert engine.stats.prefix_hit_tokens > 100
     engine.assert_idle()
+    layered = LocalEngine(worker, executor, max_decode_slowdown=1.1, num_layers=worker.num_layers_apart)
+    beside = make_request("beside", prompt_of(5, 62), 60)
+    long = make_request("layered", prompt_of(150, 63), 6, sampling=SamplingParams(seed=12))
+    answers |= layered.run(beside, long)
+    layered.assert_idle()
     phrase = prompt_of(9, 70)
     guesses = LocalEngine(worker, executor, num_draft_tokens=4)
     only = SamplingParams(seed=11, temperature=0.3, allowed_token_ids=(10, 96))

@@ -76,6 +76,19 @@ def test_prompts_of_8k_tokens_at_most_double_the_time_between_tokens(
     assert max(run.ttfts) < 4 * 8000 * 0.0023
 
 
+def test_chunks_too_dear_for_a_step_go_through_it_a_few_layers_at_a_time() -> None:
+    """At a prompt's end a chunk of one token takes twice what the bound allows."""
+    prices, plain_s = Prices(chunk_s=0.006, token_s=0.0007, mixed_s=0.0, noise=0.05), 0.014
+    whole, layered = (
+        decode_among_prompts(PricedMachine(SLOWDOWN, prices, by_layers=by_layers), 4, num_prompts=1, pause_s=1.0)
+        for by_layers in (False, True)
+    )
+    dearest, bounded = (run.machine.gaps(*run.decoders, since=run.began) for run in (whole, layered))
+    assert dearest[len(dearest) * 99 // 100] > 2.3 * plain_s
+    assert bounded[len(bounded) * 99 // 100] < 2.0 * plain_s
+    assert layered.ttfts[0] < whole.ttfts[0] / 2
+
+
 def test_without_the_bound_they_would_stand_still() -> None:
     run = decode_among_prompts(PricedMachine(0.0, Prices()), 4, num_prompts=1, pause_s=5.0)
     assert run.ratio() > 20

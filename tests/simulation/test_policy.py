@@ -134,10 +134,11 @@ def test_a_tiny_pool_preempts_and_changes_no_token(depth: int, prefix_caching: b
     assert (world.scheduler.stats().prefix_hit_tokens > 0) == prefix_caching
 
 
+@pytest.mark.parametrize("num_layers", [0, 5])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_five_hundred_starts_cancels_and_deadlines_leave_nothing_behind(depth: int) -> None:
+def test_five_hundred_starts_cancels_and_deadlines_leave_nothing_behind(depth: int, num_layers: int) -> None:
     rng = random.Random(500 + depth)
-    world = World(make_limits(48, 4, 8, 12, 60, max_decode_slowdown=1.5), depth)
+    world = World(make_limits(48, 4, 8, 12, 60, max_decode_slowdown=1.5, num_layers=num_layers), depth)
     traffic = Traffic(cancel=0.5, deadline=0.6, time_limit=0.2, abort=0.1, finish_early=0.2, max_candidates=3)
     simulate(world, rng, traffic, num_requests=500)
     world.assert_transcripts()
@@ -151,6 +152,8 @@ def test_five_hundred_starts_cancels_and_deadlines_leave_nothing_behind(depth: i
     finishes = {finish.reason for t in world.transcripts.values() for finish in t.finishes.values()}
     assert finishes >= {FinishReason.TIME_LIMIT, FinishReason.MAX_TOKENS, FinishReason.STOP}
     assert len(world.cancelled) > 50
+    by_layers = [row for output in world.outputs for row in output.scheduled if row.layers is not None]
+    assert bool(by_layers) == bool(num_layers)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -108,10 +108,17 @@ class LocalEngine:
         max_steps_in_flight: int | None = None,
         num_draft_tokens: int = 0,
         max_decode_slowdown: float = 0.0,
+        num_layers: int = 0,
     ) -> None:
+        """`num_layers` of the model where a chunk may go through a few of them a step."""
         limits = worker.sizes.scheduler_limits(prefix_caching=prefix_caching)
         self.scheduler = Scheduler(
-            dataclasses.replace(limits, num_draft_tokens=num_draft_tokens, max_decode_slowdown=max_decode_slowdown)
+            dataclasses.replace(
+                limits,
+                num_draft_tokens=num_draft_tokens,
+                max_decode_slowdown=max_decode_slowdown,
+                num_layers=num_layers,
+            )
         )
         self.stats = EngineStats()
         self.events: dict[str, list[EngineEvent]] = defaultdict(list)

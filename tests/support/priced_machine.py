@@ -15,6 +15,7 @@ from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, 
 from tokenwire_service.scheduling.scheduler import Scheduler
 
 TOKEN_ID = 7
+NUM_LAYERS = 30
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Prices:
     """Of a prompt's token at its beginning."""
     token_context: float = 3000.0
     """Tokens before it that make it cost twice as much."""
+    chunk_s: float = 0.0
+    """Of a chunk at a prompt's beginning, however small, and as much again for each `token_context`: what it reads."""
     tile: int = 1
     """Prompts' tokens are computed in so many at once."""
     noise: float = 0.0
@@ -52,16 +55,34 @@ class Prices:
 
     def _of_prompt(self, row: ScheduledSlot) -> float:
         num_tokens = -(-row.num_tokens // self.tile) * self.tile
-        return self.token_s * num_tokens * (1 + (row.start + num_tokens / 2) / self.token_context)
+        share = 1.0 if row.layers is None else (row.layers.end - row.layers.first) / NUM_LAYERS
+        price = self.chunk_s + self.token_s * num_tokens
+        return share * price * (1 + (row.start + num_tokens / 2) / self.token_context)
 
 
 class PricedMachine:
     """A scheduler and the clock; `depth` steps are in flight at most."""
 
     def __init__(
-        self, max_decode_slowdown: float, prices: Prices, *, depth: int = 1, budget: int = 512, check_every: int = 200
+        self,
+        max_decode_slowdown: float,
+        prices: Prices,
+        *,
+        depth: int = 1,
+        budget: int = 512,
+        check_every: int = 200,
+        by_layers: bool = False,
     ) -> None:
-        limits = SchedulerLimits(16_384, 32, 64, budget, 65_536, max_decode_slowdown=max_decode_slowdown)
+        """`by_layers`: a chunk may go through a few of NUM_LAYERS a step."""
+        limits = SchedulerLimits(
+            16_384,
+            32,
+            64,
+            budget,
+            65_536,
+            max_decode_slowdown=max_decode_slowdown,
+            num_layers=NUM_LAYERS if by_layers else 0,
+        )
         self.scheduler = Scheduler(limits)
         self.prices = prices
         self.now = 0.0

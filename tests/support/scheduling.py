@@ -38,6 +38,7 @@ def make_limits(
     num_draft_tokens: int = 0,
     draft_max_batch: int = 4,
     max_decode_slowdown: float = 0.0,
+    num_layers: int = 0,
 ) -> SchedulerLimits:
     return SchedulerLimits(
         num_blocks,
@@ -50,6 +51,7 @@ def make_limits(
         num_draft_tokens=num_draft_tokens,
         draft_max_batch=draft_max_batch,
         max_decode_slowdown=max_decode_slowdown,
+        num_layers=num_layers,
     )
 
 
@@ -160,7 +162,8 @@ class FakeRunner:
     """Executes plans as a device would: slot state fed by deltas, one KV store, generated tokens its own knowledge.
 
     All rows of a step read the store as it was before the step (and their own writes), the strictest case; two rows
-    that write one address are an error. Guesses are written like any token, those that fail too.
+    that write one address are an error. Guesses are written like any token, those that fail too. A chunk that takes
+    several steps is written in the last.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
@@ -168,21 +171,41 @@ class FakeRunner:
         self._limits = limits
         self._slots: dict[int, _Slot] = {}
         self._kv: dict[int, int] = {}
+        self._passing: dict[int, tuple[int, int, int]] = {}
+        """By slot: where its chunk starts, how long it is, how many layers it has seen."""
 
     def execute(self, output: SchedulerOutput) -> StepResult:
         for slot in output.leaves:
             del self._slots[slot]
+            self._passing.pop(slot, None)
         for join in output.joins:
             assert join.slot not in self._slots, "a join into an occupied slot"
             assert 0 <= join.slot < self._limits.num_slots
             self._slots[join.slot] = _Slot(join, list(join.token_ids), list(join.block_ids))
         slots = [row.slot for row in output.scheduled]
         assert len(slots) == len(set(slots)), "a slot is scheduled twice"
-        assert output.num_tokens <= self._limits.max_batch_prefill_tokens, "over the token budget"
+        num_tokens = sum(row.num_tokens for row in output.scheduled if row.layers is None)
+        assert num_tokens <= self._limits.max_batch_prefill_tokens, "over the token budget"
         writes: dict[int, int] = {}
-        results = [self._compute(row, writes) for row in output.scheduled]
+        results = [self._compute(row, writes) for row in output.scheduled if self._goes_through(row)]
         self._kv.update(writes)
         return StepResult(output.step_id, tuple(results))
+
+    def _goes_through(self, row: ScheduledSlot) -> bool:
+        """Whether the row's tokens have seen all layers now."""
+        before = self._passing.pop(row.slot, (row.start, row.num_tokens, 0))
+        span = row.layers
+        if span is None:
+            assert before == (row.start, row.num_tokens, 0), "a chunk is left on its way"
+            return True
+        assert before == (row.start, row.num_tokens, span.first), "a chunk goes on elsewhere than it was left"
+        assert span.first < span.end <= self._limits.num_layers
+        assert span.completes == (span.end == self._limits.num_layers)
+        assert not row.samples
+        assert not row.score_prompt
+        if not span.completes:
+            self._passing[row.slot] = (row.start, row.num_tokens, span.end)
+        return span.completes
 
     def _compute(self, row: ScheduledSlot, all_writes: dict[int, int]) -> SlotResult:
         slot = self._slots[row.slot]

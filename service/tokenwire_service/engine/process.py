@@ -147,6 +147,7 @@ def _load_model(configuration: pb.Configure, outbox: Outbox, ranks: RankGroup | 
         num_draft_tokens=config.speculate,
         draft_max_batch=config.speculate_max_batch,
         max_decode_slowdown=config.max_decode_slowdown,
+        num_layers=worker.num_layers_apart,
     )
     return _Loaded(worker, Scheduler(limits, model_name=resolved.model_id), _info(worker, config), ranks)
 

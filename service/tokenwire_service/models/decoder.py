@@ -49,6 +49,20 @@ class DecoderLayer:
         return residual, self.mlp(self.mlp_norm(residual, delta))
 
 
+@dataclass(slots=True)
+class PartialPass:
+    """A batch on its way through the layers."""
+
+    batch: AttentionBatch
+    cos_sin: Tensor
+    residual: Tensor
+    """[T, E]."""
+    delta: Tensor | None = None
+    """[T, E]: what the layer before gave, still to be added; None before the first layer."""
+    num_layers: int = 0
+    """Layers it went through."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """One rank's part of a model. It keeps no state between calls: keys and values live in the caller's blocks."""
@@ -77,18 +91,31 @@ class Decoder:
 
         Writes the keys and values of all T tokens into kv. Call under torch.inference_mode().
         """
-        cos_sin = self.rotary(positions)
-        residual = self.embedding(input_ids)
-        delta: Tensor | None = None
-        for layer, layer_kv in zip(self.layers[:-1], kv[:-1], strict=True):
-            delta = layer(residual, delta, cos_sin, batch, layer_kv)
-        last = self.layers[-1]
+        passing = self.begin(input_ids, positions, batch)
+        if kept is not None and not len(kept.tokens):
+            self.go_on(passing, len(self.layers), kv)
+            return passing.residual[:0]
+        self.go_on(passing, len(self.layers) - 1, kv)
+        residual, delta, cos_sin, last = passing.residual, passing.delta, passing.cos_sin, self.layers[-1]
         if kept is None:
             return self.norm(residual, last(residual, delta, cos_sin, batch, kv[-1]))
-        if not len(kept.tokens):
-            last.attention.store(last.attention_norm(residual, delta), cos_sin, batch, kv[-1])
-            return residual[:0]
         return self.norm(*last.for_kept(residual, delta, cos_sin, batch, kv[-1], kept))
+
+    def begin(self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch) -> PartialPass:
+        """Before the first layer; see `forward`."""
+        return PartialPass(batch, self.rotary(positions), self.embedding(input_ids))
+
+    def go_on(self, passing: PartialPass, end: int, kv: Sequence[LayerKV]) -> None:
+        """Through the layers up to before `end`. Of the last layer only keys and values are computed: nobody wants what
+        comes after it."""
+        residual, cos_sin, batch = passing.residual, passing.cos_sin, passing.batch
+        for number in range(passing.num_layers, end):
+            layer, delta = self.layers[number], passing.delta
+            if number + 1 == len(self.layers):
+                layer.attention.store(layer.attention_norm(residual, delta), cos_sin, batch, kv[number])
+            else:
+                passing.delta = layer(residual, delta, cos_sin, batch, kv[number])
+        passing.num_layers = end
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden [R, E], rows of what `forward` returned → this rank's float32 [R, V'], written into `out` when that is

@@ -18,6 +18,7 @@ from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
 from tokenwire_service.runner.forward_batch import Draws, DrawTensors, build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache
 from tokenwire_service.runner.launched_step import DrawnTokens, LaunchedStep, PromptScores
+from tokenwire_service.runner.layered_chunks import LayeredChunks
 from tokenwire_service.runner.logprobs import TokenScores
 from tokenwire_service.runner.sampler import Sampler
 from tokenwire_service.runner.sampling_rows import Need
@@ -64,6 +65,7 @@ class ModelRunner:
         self._vocabulary = make_vocabulary(decoder.head, decoder.backend)
         self._sampler = Sampler(self._state.sampling, self._vocabulary)
         self._decode_step = DecodeStep(decoder, kv_cache, self._slots, self._vocabulary, sizes, graphs)
+        self._chunks = LayeredChunks(decoder, kv_cache, self._state, self._slots)
         self._small_step = SmallStep(decoder, kv_cache, sizes, graphs, speculation)
         self._launched: list[LaunchedStep] = []
         """Steps whose results were not asked for yet."""
@@ -85,22 +87,36 @@ class ModelRunner:
         """
         begun = time.perf_counter()
         writes = self._state.apply(output)
+        self._chunks.forget(output.leaves)
         if not output.scheduled:
-            if writes:
-                self._slots.write(*upload_all(writes.arrays(), self._device))
+            self._write(writes)
             return LaunchedStep(output.step_id, (), None, (), Mark(self._device), self._state.learn_draft)
-        rows = StepRows.of(output.scheduled)
-        self._state.count(rows)
+        whole = tuple(row for row in output.scheduled if row.layers is None)
         start = Mark(self._device)
-        if rows.only_decodes:
-            drawn, prompts = self._compute_decodes(rows, writes)
-        else:
-            drawn, prompts = self._compute_mixed(output.scheduled, rows, writes)
+        drawn, prompts = self._compute(whole, writes)
+        for row in output.scheduled:
+            if row.layers is not None:
+                self._chunks.go_on(row)
         end = Mark(self._device)
-        step = LaunchedStep(output.step_id, output.scheduled, drawn, prompts, end, self._state.learn_draft)
+        step = LaunchedStep(output.step_id, whole, drawn, prompts, end, self._state.learn_draft)
         step.when_finished(partial(self._time, start, end, time.perf_counter() - begun))
         self._launched = [*(earlier for earlier in self._launched if not earlier.was_asked), step]
         return step
+
+    def _write(self, writes: SlotWrites) -> None:
+        if writes:
+            self._slots.write(*upload_all(writes.arrays(), self._device))
+
+    def _compute(self, scheduled: tuple[ScheduledSlot, ...], writes: SlotWrites) -> _Launched:
+        """The rows of all layers."""
+        if not scheduled:
+            self._write(writes)
+            return None, ()
+        rows = StepRows.of(scheduled)
+        self._state.count(rows)
+        if rows.only_decodes:
+            return self._compute_decodes(rows, writes)
+        return self._compute_mixed(scheduled, rows, writes)
 
     def _compute_decodes(self, rows: StepRows, writes: SlotWrites) -> _Launched:
         step = self._decode_step

@@ -40,7 +40,7 @@ class SlotState:
         self.num_blocks = np.zeros(slots, dtype=np.int64)
         self.sampling = SamplingRows(slots, vocab_size)
         self._vocab_size = vocab_size
-        self._block_size = sizes.block_size
+        self.block_size = sizes.block_size
         self._corrections: list[_Correction] = []
 
     def apply(self, output: SchedulerOutput) -> SlotWrites:
@@ -68,7 +68,7 @@ class SlotState:
         held = self.num_tokens[slots]
         if (ends > held).any() or ((ends != held) & rows.samples).any():
             raise ValueError("the plan computes tokens its slots do not hold")
-        if (ends > self.num_blocks[slots] * self._block_size).any():
+        if (ends > self.num_blocks[slots] * self.block_size).any():
             raise ValueError("the plan computes tokens its slots have no blocks for")
         self.num_tokens[slots[rows.samples]] += 1
 

@@ -2,7 +2,8 @@
 64-bit numbers as two words (a seed as its low 64 bits), lists behind their length.
 
     size of the whole, step id (2), counts of leaves, joins, rows, new blocks, guesses
-    leaves · rows (columns of slot, start, num_tokens, flags, number of new blocks, number of guesses)
+    leaves · rows (columns of slot, start, num_tokens, flags, number of new blocks, number of guesses, first layer and
+    end layer, both 0 for all)
     new blocks of all rows · guesses of all rows · joins
 """
 
@@ -17,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwire_service.core.params import LogprobsParams, SamplingParams
-from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotJoin
+from tokenwire_service.scheduling.output import LayerSpan, ScheduledSlot, SchedulerOutput, SlotJoin
 
-_NUM_COLUMNS = 6
-_SAMPLES, _SCORES = 1, 2
+_NUM_COLUMNS = 8
+_SAMPLES, _SCORES, _COMPLETES = 1, 2, 4
 _FLOATS = (
     "temperature",
     "top_p",
@@ -42,9 +43,12 @@ def encode(output: SchedulerOutput) -> NDArray[np.int32]:
             row.slot,
             row.start,
             row.num_tokens,
-            _SAMPLES * row.samples + _SCORES * row.score_prompt,
+            _SAMPLES * row.samples
+            + _SCORES * row.score_prompt
+            + (_COMPLETES if row.layers and row.layers.completes else 0),
             len(row.new_block_ids),
             len(row.draft_token_ids),
+            *((row.layers.first, row.layers.end) if row.layers else (0, 0)),
         )
         for row in rows
     ]
@@ -80,13 +84,19 @@ def decode(array: NDArray[np.int32]) -> SchedulerOutput:
             bool(flags & _SAMPLES),
             bool(flags & _SCORES),
             _take(guesses, row_guesses),
+            LayerSpan(first, end, bool(flags & _COMPLETES)) if end else None,
         )
-        for slot, start, num_tokens, flags, row_blocks, row_guesses in zip(*columns, strict=True)
+        for slot, start, num_tokens, flags, row_blocks, row_guesses, first, end in zip(*columns, strict=True)
     )
     joins = tuple(_take_join(parts) for _ in range(num_joins))
     if next(parts, None) is not None:
         raise ValueError("words are left over after the plan's last part")
     return SchedulerOutput(step_id, leaves, joins, scheduled)
+
+
+def _flags(row: ScheduledSlot) -> int:
+    completes = row.layers is not None and row.layers.completes
+    return _SAMPLES * row.samples + _SCORES * row.score_prompt + _COMPLETES * completes
 
 
 def _put_join(words: list[int], join: SlotJoin) -> None:

@@ -111,6 +111,11 @@ class Worker:
         return 0 if library is None else library.kernels_run
 
     @property
+    def num_layers_apart(self) -> int:
+        """Layers, where a step may take some of them: not on a GPU, which a few layers of a small chunk leave idle."""
+        return self._decoder.spec.num_layers if self.device.type == "cpu" else 0
+
+    @property
     def facts(self) -> WorkerFacts:
         backend = self._decoder.backend
         on_gpu = self.device.type == "cuda"

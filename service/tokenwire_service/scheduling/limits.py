@@ -34,13 +34,15 @@ class SchedulerLimits:
     max_decode_slowdown: float = 0.0
     """Of a step in which sequences decode, by the prompts too long for one step that are computed beside them: its time
     in steps without. More than 1, or 0 for no bound."""
+    num_layers: int = 0
+    """Of the model, where steps that must be short may take a chunk through a few of them; 0 where they may not."""
 
     def __post_init__(self) -> None:
         sizes = ("num_blocks", "block_size", "max_num_sequences", "max_batch_prefill_tokens", "max_total_tokens")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1")
-        for name in ("num_draft_tokens", "draft_max_batch"):
+        for name in ("num_draft_tokens", "draft_max_batch", "num_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0")
         if self.max_decode_slowdown and not 1 < self.max_decode_slowdown < math.inf:

@@ -34,6 +34,16 @@ class SlotJoin:
     prompt_logprobs: LogprobsParams | None
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSpan:
+    """The layers a chunk goes through in one step: from `first`, where the step before left it, to before `end`."""
+
+    first: int
+    end: int
+    completes: bool
+    """Whether there is none after `end`."""
+
+
 @dataclass(slots=True)
 class ScheduledSlot:
     """One row of the step's flat batch: `num_tokens` tokens of `slot` from position `start` on."""
@@ -52,6 +62,9 @@ class ScheduledSlot:
     """Guesses for the tokens after position `start`, computed in the same pass (`num_tokens` counts them). The row
     brings the drawn tokens up to and including the first that differs from its guess, or one more than the guesses
     when none does: they are the tokens that steps without a draft would have drawn."""
+    layers: LayerSpan | None = None
+    """None is all of them, in this step. Otherwise the chunk takes several steps, between which the runner keeps its
+    hidden states; it counts as computed after the last of them, and neither samples nor scores."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ class StepLoad:
 
     decode: int
     """Of sequences that generate, guesses included."""
-    long_prompts: int
-    """Of prompts too long for one step."""
+    long_prompts: float
+    """Of prompts too long for one step; by their share, those that go through some of the layers."""
     others: int = 0
 
 
@@ -64,14 +64,14 @@ class Pace:
         self._num_steps = 0
         self._refreshed_step = -_REFRESH_SPACING
 
-    def long_prompt_tokens(self, num_decode_tokens: int, *, beside_short_prompts: bool) -> int:
+    def long_prompt_tokens(self, num_decode_tokens: int, *, beside_short_prompts: bool) -> float:
         """How many the next step may have. None at times, so that there are plain steps to measure."""
         if not self._max_slowdown:
-            return self._max_tokens
+            return float(self._max_tokens)
         size = _size(num_decode_tokens)
         if num_decode_tokens and not beside_short_prompts and self._is_refresh_due(size):
             self._refreshed_step = self._num_steps
-            return 0
+            return 0.0
         return self._chunk(size)
 
     def learn(self, load: StepLoad, seconds: float) -> None:
@@ -92,13 +92,13 @@ class Pace:
         steps.seconds.append(seconds)
         steps.latest_step = self._num_steps
 
-    def _learn_mixed(self, size: int, num_tokens: int, seconds: float) -> None:
+    def _learn_mixed(self, size: int, num_tokens: float, seconds: float) -> None:
         plain_s = self._plain_s(size)
         if plain_s is None:
             return
         allowed_s = self._allowed_s(plain_s)
         extra_s = max(seconds - plain_s, 0.0)
-        if extra_s <= allowed_s and num_tokens < self._chunk(size):
+        if extra_s <= allowed_s and 2 * num_tokens < self._chunk(size):
             # A prompt's end: it says nothing of what more tokens would take.
             return
         known_s = self._token_s or allowed_s / _FIRST_TOKENS
@@ -107,12 +107,12 @@ class Pace:
         token_s = min(token_s, 2 * known_s) if token_s > known_s else max(math.sqrt(token_s * known_s), known_s / 2)
         self._token_s = max(token_s, allowed_s / self._max_tokens)
 
-    def _chunk(self, size: int) -> int:
+    def _chunk(self, size: int) -> float:
         plain_s = self._plain_s(size)
         if plain_s is None or self._token_s is None:
-            return max(_FIRST_TOKENS, self._min_tokens)
-        num_tokens = int(min(self._allowed_s(plain_s) / self._token_s, self._max_tokens))
-        return max(num_tokens, self._min_tokens)
+            return float(max(_FIRST_TOKENS, self._min_tokens))
+        num_tokens = min(self._allowed_s(plain_s) / self._token_s, self._max_tokens)
+        return max(num_tokens, float(self._min_tokens))
 
     def _allowed_s(self, plain_s: float) -> float:
         return (self._max_slowdown - 1) * plain_s

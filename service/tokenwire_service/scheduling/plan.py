@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokenwire_service.scheduling.output import ScheduledSlot, SlotJoin
+from tokenwire_service.scheduling.output import LayerSpan, ScheduledSlot, SlotJoin
 from tokenwire_service.scheduling.pace import StepLoad
 from tokenwire_service.scheduling.sequence import Sequence
 
@@ -14,20 +14,21 @@ class StepPlan:
     """A step while it is being put together; `budget` tokens are left."""
 
     budget: int
-    long_budget: int
-    """What of it prompts too long for one step may take."""
+    long_budget: float
+    """What of it prompts too long for one step may take. A chunk counts by its share of the layers."""
     joins: list[SlotJoin] = field(default_factory=list)
     rows: list[ScheduledSlot] = field(default_factory=list)
     owners: list[tuple[Sequence, int]] = field(default_factory=list)
     """The sequence of each row, and its epoch."""
     num_tokens: int = 0
     num_decode_tokens: int = 0
-    num_long_prompt_tokens: int = 0
+    num_other_tokens: int = 0
+    long_prompts: float = 0.0
+    """See StepLoad."""
 
     @property
     def load(self) -> StepLoad:
-        decode, long_prompts = self.num_decode_tokens, self.num_long_prompt_tokens
-        return StepLoad(decode, long_prompts, self.num_tokens - decode - long_prompts)
+        return StepLoad(self.num_decode_tokens, self.long_prompts, self.num_other_tokens)
 
     def compute(self, sequence: Sequence, num_tokens: int, new_block_ids: tuple[int, ...] = ()) -> None:
         """Add a row for the sequence's next `num_tokens` tokens and count them as computed."""
@@ -41,6 +42,23 @@ class StepPlan:
         sequence.num_computed_tokens = end
         if samples:
             sequence.num_tokens += 1
+
+    def compute_layers(self, sequence: Sequence, num_tokens: int, end: int, num_layers: int) -> None:
+        """Add a row that takes the sequence's chunk of `num_tokens`, begun or not, on to layer `end`. With the last
+        layer its tokens count as computed."""
+        first, completes = sequence.num_chunk_layers, end == num_layers
+        start, span = sequence.num_computed_tokens, LayerSpan(first, end, completes)
+        self.rows.append(ScheduledSlot(sequence.slot, start, num_tokens, (), samples=False, layers=span))
+        self.owners.append((sequence, sequence.epoch))
+        self._count(min(num_tokens, self.budget))
+        self.spend_on_long(num_tokens * (end - first) / num_layers)
+        sequence.num_chunk_tokens, sequence.num_chunk_layers = (0, 0) if completes else (num_tokens, end)
+        sequence.num_computed_tokens += num_tokens if completes else 0
+
+    def spend_on_long(self, num_tokens: float) -> None:
+        """Count what of the step a long prompt takes."""
+        self.long_prompts += num_tokens
+        self.long_budget = max(self.long_budget - num_tokens, 0.0)
 
     def decode(self, sequence: Sequence, new_block_ids: tuple[int, ...], draft_token_ids: tuple[int, ...] = ()) -> None:
         """Add a row for the one known token not computed yet. It counts on one new token, whatever guesses go along."""

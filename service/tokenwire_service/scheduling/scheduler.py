@@ -31,8 +31,8 @@ from tokenwire_service.core.params import Request
 from tokenwire_service.errors import InvalidParameterError
 from tokenwire_service.scheduling.block_manager import BlockManager
 from tokenwire_service.scheduling.limits import SchedulerLimits
+from tokenwire_service.scheduling.long_prompts import LongPrompts
 from tokenwire_service.scheduling.output import ScheduledSlot, SchedulerOutput, SlotResult, StepResult
-from tokenwire_service.scheduling.pace import Pace
 from tokenwire_service.scheduling.plan import StepInFlight, StepPlan, join_of
 from tokenwire_service.scheduling.request_book import RequestBook, Timer
 from tokenwire_service.scheduling.sequence import RequestState, Sequence, SequenceStatus, make_request_state
@@ -60,7 +60,7 @@ class Scheduler:
         )
         self._book = RequestBook()
         self._speculation = Speculation(limits, self._blocks, self._book)
-        self._pace = Pace(limits.max_decode_slowdown, limits.max_batch_prefill_tokens)
+        self._long_prompts = LongPrompts(limits)
         self._waiting = WaitingQueue(self._blocks, limits.block_size)
         self._running: list[Sequence] = []
         """Sorted by rank: the last one is preempted first."""
@@ -133,7 +133,8 @@ class Scheduler:
         self.drop_expired(now)
         plan = StepPlan(self._limits.max_batch_prefill_tokens, self._limits.max_batch_prefill_tokens)
         prefills = self._plan_decodes(plan)
-        self._bound_long_prompts(plan, prefills)
+        head = self._waiting.head()
+        self._long_prompts.bound(plan, prefills if head is None else [*prefills, head])
         for sequence in prefills:
             self._prefill(plan, sequence)
         self._plan_joins(plan)
@@ -266,16 +267,6 @@ class Scheduler:
         self._vacate(sequence, SequenceStatus.WAITING)
         self._waiting.push(sequence)
 
-    def _bound_long_prompts(self, plan: StepPlan, prefills: list[Sequence]) -> None:
-        """Set the part that long prompts share of a step in which others decode, or short prompts are computed."""
-        plan.num_decode_tokens = plan.num_tokens
-        head = self._waiting.head()
-        candidates = prefills if head is None else [*prefills, head]
-        has_short_prompts = not all(self._limits.is_long(sequence.num_tokens) for sequence in candidates)
-        if candidates and (plan.rows or has_short_prompts):
-            bound = self._pace.long_prompt_tokens(plan.num_tokens, beside_short_prompts=has_short_prompts)
-            plan.long_budget = min(plan.budget, bound)
-
     def _plan_joins(self, plan: StepPlan) -> None:
         while plan.budget and self._free_slots and (sequence := self._waiting.head()) is not None:
             # One block to spare for each that runs, so that joining does not soon preempt.
@@ -293,12 +284,10 @@ class Scheduler:
 
     def _prefill(self, plan: StepPlan, sequence: Sequence, least: int = 0) -> None:
         """Compute what the step has room for of its tokens, `least` at least."""
-        num_tokens = min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens)
-        if self._limits.is_long(sequence.num_tokens):
-            num_tokens = max(min(num_tokens, plan.long_budget), least)
-            plan.long_budget = max(plan.long_budget - num_tokens, 0)
-            plan.num_long_prompt_tokens += num_tokens
-        if num_tokens:
+        if self._long_prompts.owns(sequence):
+            self._long_prompts.prefill(plan, sequence, least)
+        elif num_tokens := min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens):
+            plan.num_other_tokens += num_tokens
             plan.compute(sequence, num_tokens)
 
     def _commit(self, plan: StepPlan) -> SchedulerOutput:
@@ -315,7 +304,7 @@ class Scheduler:
             raise ValueError(f"step {output.step_id} with results of {result.step_id}: not the oldest step in flight")
         step = self._in_flight.popleft()
         self._step_time_s = now - step.start_time
-        self._pace.learn(step.load, now - max(step.start_time, self._updated_time))
+        self._long_prompts.learn(step.load, now - max(step.start_time, self._updated_time))
         self._updated_time = now
         results = {slot_result.slot: slot_result for slot_result in result.slots}
         for row, (sequence, epoch) in zip(output.scheduled, step.owners, strict=True):
@@ -327,6 +316,8 @@ class Scheduler:
         if result is not None and result.failure:
             self._withdraw_all(sequence.state)
             self._book.fail(sequence.state, FailureReason.ENGINE_FAILURE, result.failure)
+            return
+        if row.layers is not None and not row.layers.completes:
             return
         if row.draft_token_ids:
             drawn = () if result is None else result.token_ids

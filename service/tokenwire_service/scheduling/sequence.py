@@ -49,6 +49,10 @@ class Sequence:
     num_confirmed_tokens: int = 0
     num_draft_tokens: int = 0
     """Guesses a step in flight verifies, from position `num_computed_tokens` on."""
+    num_chunk_tokens: int = 0
+    """Tokens from there on that are being computed a few layers a step; 0 is none."""
+    num_chunk_layers: int = 0
+    """Layers planned for them so far."""
     num_scored_tokens: int = 0
     """Leading prompt positions whose log-probabilities are not owed (any more): all, unless the request asked for
     them and this is its leader, which alone reports them; position 0 never has one."""
@@ -106,6 +110,7 @@ class Sequence:
         self.num_confirmed_tokens = 0
         self.num_tokens = len(self.token_ids)
         self.num_draft_tokens = 0
+        self.num_chunk_tokens = self.num_chunk_layers = 0
         self.drafter = None
 
     def check_integrity(self) -> None:
@@ -115,11 +120,13 @@ class Sequence:
             assert not self.block_ids, "blocks held by a sequence that does not run"
             assert self.num_computed_tokens == self.num_pending_tokens == 0, "tokens in flight of no slot"
             assert self.num_draft_tokens == 0, "guesses in flight of no slot"
+            assert self.num_chunk_tokens == 0, "a chunk of no slot"
             return
         assert self.num_published_tokens <= self.num_confirmed_tokens, "published before it was computed"
         assert self.num_confirmed_tokens <= self.num_computed_tokens, "confirmed before it was planned"
         assert self.num_computed_tokens + self.num_draft_tokens <= self.capacity, "computed past its blocks"
-        assert self.num_computed_tokens < self.num_tokens, "computed more tokens than there are"
+        assert self.num_computed_tokens + self.num_chunk_tokens < self.num_tokens, "computed more tokens than there are"
+        assert bool(self.num_chunk_tokens) == bool(self.num_chunk_layers), "a chunk without layers or layers without"
         assert self.num_tokens + self.num_draft_tokens <= self.max_num_tokens, "longer than asked for"
 
 

@@ -26,7 +26,7 @@ class Steps:
     def chunks(self, num_steps: int) -> list[int]:
         chunks = []
         for _ in range(num_steps):
-            num_tokens = self.pace.long_prompt_tokens(4, beside_short_prompts=False)
+            num_tokens = int(self.pace.long_prompt_tokens(4, beside_short_prompts=False))
             extra_s = self.price(num_tokens) if num_tokens else 0.0
             self.pace.learn(StepLoad(4, num_tokens), (PLAIN_S + extra_s) * self.scale)
             chunks.append(num_tokens)
@@ -86,11 +86,11 @@ def test_a_batch_of_an_unknown_size_is_measured_soon_and_taken_for_a_cheap_one_u
     steps = Steps(lambda n: 0.0001 * n)
     assert steps.chunks(40)[-1] == 79
     pace = steps.pace
-    assert pace.long_prompt_tokens(32, beside_short_prompts=True) == 79, "no less than a smaller one takes"
-    assert pace.long_prompt_tokens(1, beside_short_prompts=True) == 19, "its share of a larger one's"
-    assert pace.long_prompt_tokens(32, beside_short_prompts=False) == 0
+    assert int(pace.long_prompt_tokens(32, beside_short_prompts=True)) == 79, "no less than a smaller one takes"
+    assert int(pace.long_prompt_tokens(1, beside_short_prompts=True)) == 19, "its share of a larger one's"
+    assert int(pace.long_prompt_tokens(32, beside_short_prompts=False)) == 0
     pace.learn(StepLoad(32, 0), 4 * PLAIN_S)
-    assert pace.long_prompt_tokens(32, beside_short_prompts=False) == 319
+    assert int(pace.long_prompt_tokens(32, beside_short_prompts=False)) == 319
 
 
 def test_a_stale_plain_step_is_forgotten() -> None:
@@ -98,35 +98,35 @@ def test_a_stale_plain_step_is_forgotten() -> None:
     for _ in range(200):
         steps.pace.learn(StepLoad(8, 0), 1.0)
     steps.pace.learn(StepLoad(4, 0), PLAIN_S / 4)
-    assert steps.pace.long_prompt_tokens(4, beside_short_prompts=False) == 8
+    assert int(steps.pace.long_prompt_tokens(4, beside_short_prompts=False)) == 8
     steps.pace.learn(StepLoad(4, 8), PLAIN_S / 4 + 0.002)
-    assert steps.pace.long_prompt_tokens(4, beside_short_prompts=False) == 8, "exactly what is allowed now"
+    assert int(steps.pace.long_prompt_tokens(4, beside_short_prompts=False)) == 8, "exactly what is allowed now"
 
 
 @pytest.mark.parametrize("load", [StepLoad(4, 8, 100), StepLoad(0, 8), StepLoad(4, 0, 100)])
 def test_steps_with_anything_else_in_them_say_nothing(load: StepLoad) -> None:
     steps = Steps(lambda n: 0.0001 * n)
     steps.chunks(40)
-    before = steps.pace.long_prompt_tokens(4, beside_short_prompts=False)
+    before = int(steps.pace.long_prompt_tokens(4, beside_short_prompts=False))
     for _ in range(10):
         steps.pace.learn(load, 5.0)
-    assert steps.pace.long_prompt_tokens(4, beside_short_prompts=False) == before
+    assert int(steps.pace.long_prompt_tokens(4, beside_short_prompts=False)) == before
 
 
 def test_a_prompts_short_end_says_nothing_when_it_was_quick() -> None:
     steps = Steps(lambda n: 0.004 + 0.00005 * n)
     steady = steps.chunks(60)[-1]
     steps.pace.learn(StepLoad(4, 1), PLAIN_S + 0.004)
-    assert steps.pace.long_prompt_tokens(4, beside_short_prompts=False) == steady
+    assert int(steps.pace.long_prompt_tokens(4, beside_short_prompts=False)) == steady
     steps.pace.learn(StepLoad(4, steady // 2), PLAIN_S + 0.016)
-    assert steps.pace.long_prompt_tokens(4, beside_short_prompts=False) <= steady // 2 + 1, "unlike a slow one"
+    assert int(steps.pace.long_prompt_tokens(4, beside_short_prompts=False)) <= steady // 2 + 1, "unlike a slow one"
 
 
 def test_without_a_bound_nothing_is_measured_and_all_is_allowed() -> None:
     pace = Pace(0.0, 512)
     pace.learn(StepLoad(4, 0), 0.001)
     pace.learn(StepLoad(4, 512), 10.0)
-    assert pace.long_prompt_tokens(4, beside_short_prompts=False) == 512
+    assert int(pace.long_prompt_tokens(4, beside_short_prompts=False)) == 512
 
 
 SECONDS = st.floats(-1.0, 1e9) | st.floats(0.0, 1e-300) | st.sampled_from([0.0, 1e-9, 0.01])
@@ -146,7 +146,7 @@ def test_whatever_is_measured_prompts_go_on(
     pace = Pace(max_slowdown, max_tokens)
     last_without = -8
     for num_told, (load, seconds, beside_short_prompts) in enumerate(told):
-        chunk = pace.long_prompt_tokens(load.decode, beside_short_prompts=beside_short_prompts)
+        chunk = int(pace.long_prompt_tokens(load.decode, beside_short_prompts=beside_short_prompts))
         if chunk == 0:
             assert not beside_short_prompts
             assert num_told - last_without >= 8

@@ -19,6 +19,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         num_draft_tokens=st.integers(0, 5),
         draft_max_batch=st.integers(1, 5),
+        num_layers=st.sampled_from([0, 2, 7]),
     )
     def start(
         self,
@@ -28,6 +29,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         num_draft_tokens: int,
         draft_max_batch: int,
+        num_layers: int,
     ) -> None:
         limits = make_limits(
             num_blocks,
@@ -39,6 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_draft_tokens=num_draft_tokens,
             draft_max_batch=draft_max_batch,
             max_decode_slowdown=1.5,
+            num_layers=num_layers,
         )
         self.world = World(limits, depth=1_000)
 
