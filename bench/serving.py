@@ -94,8 +94,8 @@ def shared_prefix(plan: Plan) -> Rows:
 
 
 def long_prompts(plan: Plan) -> Rows:
-    """Time between the tokens of streams that decode: before, while long prompts are read one after the other, and after
-    them. Streams grow meanwhile, and their steps with them: alone, they are slower after than before."""
+    """Time between the tokens of streams that decode: before, while long prompts are read one after the other, and
+    after. Streams grow meanwhile, and their steps with them: alone, they are slower after than before."""
     with launched(plan) as stack:
         gaps, first_tokens = uvloop.run(_decode_beside_prompts(stack.grpc, plan))
     found = {name: Distribution.of(values) for name, values in gaps.items()}
@@ -105,10 +105,11 @@ def long_prompts(plan: Plan) -> Rows:
             f"times), max {seconds_text(one.max)} ({one.count} gaps)"
         )
     alone = (found["before"].p50 + found["after"].p50) / 2
+    beside = found["beside"]
     print(
-        f"decoders' p99 over p50 in the whole run: {_ratio(found['whole']):.2f} (goal 2); beside a prompt, over p50 alone "
-        f"(the mean of before and after): p50 {found['beside'].p50 / alone:.2f}, p99 {found['beside'].p99 / alone:.2f}; "
-        "first token of the prompts after " + ", ".join(seconds_text(time) for time in first_tokens)
+        f"decoders' p99 over p50 in the whole run: {_ratio(found['whole']):.2f} (goal 2); beside a prompt, over p50 "
+        f"alone (the mean of before and after): p50 {beside.p50 / alone:.2f}, p99 {beside.p99 / alone:.2f}; first "
+        "token of the prompts after " + ", ".join(seconds_text(time) for time in first_tokens)
     )
     facts = {"scenario": "long-prompts", "decoders": plan.decoders, "prompts_ttft_s": first_tokens}
     return [{**facts, "decoders_are": name, "itl": asdict(one), "ratio": _ratio(one)} for name, one in found.items()]
