@@ -42,7 +42,10 @@ class Attention:
     ) -> Tensor:
         """x [T, E], cos_sin [T, R] → [T, E], or only the kept tokens' part of it; writes the T new keys and values into
         kv."""
-        q = self.store(x, cos_sin, batch, kv)
+        return self.mix(self.store(x, cos_sin, batch, kv), batch, kv, kept)
+
+    def mix(self, q: Tensor, batch: AttentionBatch, kv: LayerKV, kept: KeptTokens | None = None) -> Tensor:
+        """What `store` returned, [T, H, D] → [T, E], or only the kept tokens' part of it."""
         if kept is not None:
             q = gather_rows(q.flatten(1), kept.tokens, self.backend).view(-1, *q.shape[1:])
         mixed = paged_attention(

@@ -15,7 +15,8 @@ from tokenwire_service.layers.linear import ColumnParallelLinear, RowParallelLin
 from tokenwire_service.layers.mlp import GatedMLP
 from tokenwire_service.layers.norm import AddRMSNorm
 from tokenwire_service.layers.rotary import Rotary
-from tokenwire_service.models.decoder import Decoder, DecoderLayer
+from tokenwire_service.models.decoder import Decoder
+from tokenwire_service.models.passing import DecoderLayer
 from tokenwire_service.models.shard import kv_heads, query_heads
 from tokenwire_service.models.spec import ModelSpec
 from tokenwire_service.parallel.group import TensorParallelGroup

@@ -8,59 +8,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from tokenwire_service.kernels.backend import Backend
-from tokenwire_service.kernels.gather_rows import gather_rows
-from tokenwire_service.layers.attention import Attention
 from tokenwire_service.layers.batch import AttentionBatch, KeptTokens, LayerKV
 from tokenwire_service.layers.embedding import VocabParallelEmbedding, VocabParallelHead
-from tokenwire_service.layers.mlp import GatedMLP
 from tokenwire_service.layers.norm import AddRMSNorm
 from tokenwire_service.layers.rotary import Rotary, RotaryTable
+from tokenwire_service.models.overlap import Overlap
+from tokenwire_service.models.passing import DecoderLayer, PartialPass
 from tokenwire_service.models.spec import ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """Pre-norm block: attention, then MLP."""
-
-    attention_norm: AddRMSNorm
-    attention: Attention
-    mlp_norm: AddRMSNorm
-    mlp: GatedMLP
-
-    def __call__(
-        self, residual: Tensor, delta: Tensor | None, cos_sin: Tensor, batch: AttentionBatch, kv: LayerKV
-    ) -> Tensor:
-        """residual [T, E], to which delta (the layer before's output) is still to be added → this layer's own delta."""
-        delta = self.attention(self.attention_norm(residual, delta), cos_sin, batch, kv)
-        return self.mlp(self.mlp_norm(residual, delta))
-
-    def for_kept(
-        self,
-        residual: Tensor,
-        delta: Tensor | None,
-        cos_sin: Tensor,
-        batch: AttentionBatch,
-        kv: LayerKV,
-        kept: KeptTokens,
-    ) -> tuple[Tensor, Tensor]:
-        """The same for the kept tokens alone → their residual and delta, [R, E] each."""
-        delta = self.attention(self.attention_norm(residual, delta), cos_sin, batch, kv, kept)
-        residual = gather_rows(residual, kept.tokens, self.mlp.backend)
-        return residual, self.mlp(self.mlp_norm(residual, delta))
-
-
-@dataclass(slots=True)
-class PartialPass:
-    """A batch on its way through the layers."""
-
-    batch: AttentionBatch
-    cos_sin: Tensor
-    residual: Tensor
-    """[T, E]."""
-    delta: Tensor | None = None
-    """[T, E]: what the layer before gave, still to be added; None before the first layer."""
-    num_layers: int = 0
-    """Layers it went through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +31,8 @@ class Decoder:
     layers: tuple[DecoderLayer, ...]
     norm: AddRMSNorm
     head: VocabParallelHead
+    overlap: Overlap | None = None
+    """How large batches go through the layers where ranks sum on devices with several lanes."""
 
     def forward(
         self,
@@ -95,7 +51,10 @@ class Decoder:
         if kept is not None and not len(kept.tokens):
             self.go_on(passing, len(self.layers), kv)
             return passing.residual[:0]
-        self.go_on(passing, len(self.layers) - 1, kv)
+        if self.overlap is not None and self.overlap.suits(passing):
+            self.overlap.go_on(self.layers[:-1], passing, kv[:-1])
+        else:
+            self.go_on(passing, len(self.layers) - 1, kv)
         residual, delta, cos_sin, last = passing.residual, passing.delta, passing.cos_sin, self.layers[-1]
         if kept is None:
             return self.norm(residual, last(residual, delta, cos_sin, batch, kv[-1]))
@@ -112,7 +71,7 @@ class Decoder:
         for number in range(passing.num_layers, end):
             layer, delta = self.layers[number], passing.delta
             if number + 1 == len(self.layers):
-                layer.attention.store(layer.attention_norm(residual, delta), cos_sin, batch, kv[number])
+                layer.store(residual, delta, cos_sin, batch, kv[number])
             else:
                 passing.delta = layer(residual, delta, cos_sin, batch, kv[number])
         passing.num_layers = end

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenwire_service.models.decoder import Decoder, PartialPass
+from tokenwire_service.models.decoder import Decoder
+from tokenwire_service.models.passing import PartialPass
 from tokenwire_service.runner.device_slots import DeviceSlots, SlotWrites
 from tokenwire_service.runner.forward_batch import Draws, build_forward_batch
 from tokenwire_service.runner.kv_cache import KVCache

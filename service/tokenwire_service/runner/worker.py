@@ -15,7 +15,9 @@ from tokenwire_service.kernels.exchange import SharedExchange
 from tokenwire_service.kernels.graph import make_recorder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
+from tokenwire_service.models.overlap import Overlap
 from tokenwire_service.parallel.group import TensorParallelGroup
+from tokenwire_service.parallel.lanes import GpuLane
 from tokenwire_service.parallel.local_ranks import LocalRanks
 from tokenwire_service.parallel.symmetric import make_symmetric_sum
 from tokenwire_service.runner.dtypes import choose_dtype, choose_kv_dtype
@@ -84,7 +86,9 @@ class Worker:
         sizes = choose_sizes(config, spec, block_bytes, self.device, free_bytes)
         self.sizes = agree_on_sizes(sizes, free_bytes, group, self.device, asked=config.max_batch_total_tokens > 0)
         """What the scheduler must work within."""
-        self._decoder = decoder.with_positions(self.sizes.max_total_tokens)
+        self._decoder = replace(
+            decoder.with_positions(self.sizes.max_total_tokens), overlap=_choose_overlap(group, self.device)
+        )
         self._runner = ModelRunner(
             self._decoder,
             self._make_kv_cache(kv_dtype),
@@ -168,6 +172,13 @@ def _with_shortcut(
     if library is None or bool(lacking):
         return group
     return replace(group, shortcut=SharedExchange(library, memory, group.rank, group.size))
+
+
+def _choose_overlap(group: TensorParallelGroup, device: torch.device) -> Overlap | None:
+    """Where sums go over links while a GPU could compute. A CPU's cores make the sums themselves."""
+    if group.size == 1 or device.type != "cuda":
+        return None
+    return Overlap((GpuLane(device), GpuLane(device)))
 
 
 class _Counted:
