@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.attention import Case, Heads, attend
+from tests.support.attention import Case, Heads
 from tokenwire_service.kernels.backend import Backend, LinearFormat
 from tokenwire_service.kernels.linear import linear, pack_weight
 from tokenwire_service.kernels.paged_attention import AttentionOptions
-from tokenwire_service.layers.batch import AttentionBatch
 
 RAGGED = ((1, 1), (5, 5), (1, 70), (70, 131), (33, 90), (1, 200), (2, 66), (40, 40))
 """(query length, sequence length)."""
@@ -99,18 +98,9 @@ def test_long_contexts_are_cut_into_spans_and_merged(paired: list[Backend]) -> N
 def test_a_row_does_not_depend_on_its_neighbours(paired: list[Backend]) -> None:
     options = AttentionOptions(0.125)
     case = bfloat16_case((9, 3), 64, 16, ((1, 2500), (40, 40), (1, 70)))
-    batch = case.batch
-    alone = AttentionBatch(
-        torch.tensor([0, 1], dtype=torch.int32),
-        batch.seq_lens[:1],
-        batch.block_tables[:1].contiguous(),
-        batch.slot_mapping[:1],
-        1,
-        2500,
-    )
     for backend in paired:
         together = case.run(options, backend)[:1]
-        assert torch.equal(attend(case.q[:1], case.kv, alone, options, backend), together)
+        assert torch.equal(case.run_first_alone(options, backend), together)
 
 
 @pytest.mark.parametrize("rows", [((1, 6),), ((30, 36),)])

@@ -6,7 +6,7 @@ import torch
 from tests.support.attention import Case, Heads, attend
 from tokenwire_service.kernels.backend import Backend
 from tokenwire_service.kernels.paged_attention import AttentionOptions, paged_attention
-from tokenwire_service.layers.batch import AttentionBatch, LayerKV
+from tokenwire_service.layers.batch import LayerKV
 
 RAGGED = ((1, 1), (5, 5), (1, 70), (70, 200), (33, 90), (1, 257), (1, 385))
 """(query length, sequence length): first token, prefill, decode, chunks, decode."""
@@ -54,18 +54,9 @@ def test_long_contexts_are_cut_into_spans_and_merged(backends: dict[str, Backend
 def test_a_decode_does_not_depend_on_its_neighbours(backends: dict[str, Backend]) -> None:
     options = AttentionOptions(0.125)
     case = Case((9, 3), 64, 16, ((1, 2500), (40, 40), (1, 70)))
-    batch = case.batch
-    alone = AttentionBatch(
-        torch.tensor([0, 1], dtype=torch.int32),
-        batch.seq_lens[:1],
-        batch.block_tables[:1].contiguous(),
-        batch.slot_mapping[:1],
-        1,
-        2500,
-    )
     for backend in backends.values():
         together = case.run(options, backend)[:1]
-        assert torch.equal(attend(case.q[:1], case.kv, alone, options, backend), together)
+        assert torch.equal(case.run_first_alone(options, backend), together)
 
 
 def test_large_scores_neither_overflow_nor_vanish(backends: dict[str, Backend]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,17 @@ class Case:
 
     def run(self, options: AttentionOptions, backend: Backend) -> Tensor:
         return attend(self.q, self.kv, self.batch, options, backend)
+
+    def run_first_alone(self, options: AttentionOptions, backend: Backend) -> Tensor:
+        """The first row, which must be a decode, without the others."""
+        batch = replace(
+            self.batch,
+            query_start_loc=self.batch.query_start_loc[:2],
+            seq_lens=self.batch.seq_lens[:1],
+            block_tables=self.batch.block_tables[:1].contiguous(),
+            slot_mapping=self.batch.slot_mapping[:1],
+        )
+        return attend(self.q[:1], self.kv, batch, options, backend)
 
     def expected(self, options: AttentionOptions) -> Tensor:
         """In float64, query by query."""
