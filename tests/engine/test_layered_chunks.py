@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
 from tests.support.bare_worker import BareWorker
 from tests.support.local_engine import LocalEngine, make_request
 from tokenwire_service.core.params import SamplingParams
 from tokenwire_service.kernels.backend import reference_backend
-from tokenwire_service.runner.executor import LocalExecutor, PendingStep
+from tokenwire_service.runner.executor import LocalExecutor
 from tokenwire_service.runner.threaded_executor import ThreadedExecutor
 from tokenwire_service.runner.worker import Worker
 from tokenwire_service.scheduling.output import LayerSpan, ScheduledSlot, SchedulerOutput, SlotJoin
@@ -21,34 +21,17 @@ ASKED = [
 ]
 
 
-class Watched:
-    """An Executor that notes the spans of what passes."""
-
-    def __init__(self, inner: LocalExecutor | ThreadedExecutor) -> None:
-        self._inner = inner
-        self.runs_ahead = inner.runs_ahead
-        self.spans: list[LayerSpan] = []
-
-    def launch(self, output: SchedulerOutput) -> PendingStep:
-        self.spans += [row.layers for row in output.scheduled if row.layers is not None]
-        return self._inner.launch(output)
-
-    def close(self) -> None:
-        self._inner.close()
-
-
 def check_tokens(worker: Worker, executor: LocalExecutor | ThreadedExecutor) -> None:
     expected = {request.request_id: LocalEngine(worker).run(request)[request.request_id].tokens for request in ASKED}
-    watched = Watched(executor)
     engine = LocalEngine(
-        worker, watched, prefix_caching=False, max_decode_slowdown=1.1, num_layers=worker.num_layers_apart
+        worker, executor, prefix_caching=False, max_decode_slowdown=1.1, num_layers=worker.num_layers_apart
     )
     engine.step(submissions=ASKED[:1])
     engine.step()
     engine.run(*ASKED[1:])
     assert {name: engine.answer(name).tokens for name in expected} == expected
-    assert LayerSpan(0, 1, completes=False) in watched.spans
-    assert LayerSpan(1, 2, completes=True) in watched.spans
+    assert LayerSpan(0, 1, completes=False) in engine.spans
+    assert LayerSpan(1, 2, completes=True) in engine.spans
     engine.assert_idle()
 
 
@@ -86,14 +69,19 @@ JOIN = SlotJoin(
 )
 
 
-def test_a_part_that_does_not_follow_on_the_one_before_is_refused(tiny_model: ResolvedModel) -> None:
+def test_a_part_whose_beginning_was_lost_fails_alone(tiny_model: ResolvedModel) -> None:
     runner = BareWorker(tiny_model, reference_backend())
-    with pytest.raises(ValueError, match="slot 0 has no chunk at layer 1"):
-        runner.launch(step(0, part(1, 2), joins=(JOIN,)))
-    runner.launch(step(1, part(0, 1)))
+    other = ScheduledSlot(1, 0, 10, (), samples=True)
+    joins = (JOIN, dataclasses.replace(JOIN, slot=1, block_ids=(1,)))
+    lost, drawn = sorted(
+        runner.launch(step(0, other, part(1, 2), joins=joins)).result().slots, key=lambda result: result.slot
+    )
+    assert lost.failure == "a step that computed a part of this request was lost; retry"
+    assert (drawn.failure, len(drawn.token_ids)) == ("", 1)
+    assert runner.launch(step(1, part(0, 1))).result().slots == ()
     runner.launch(step(2, leaves=(0,)))
-    with pytest.raises(ValueError, match="slot 0 has no chunk at layer 1"):
-        runner.launch(step(3, part(1, 2), joins=(JOIN,)))
+    (lost,) = runner.launch(step(3, part(1, 2), joins=(JOIN,))).result().slots
+    assert lost.failure, "what the slot's last owner left is nobody's"
 
 
 def test_a_step_of_nothing_else_has_a_result(tiny_model: ResolvedModel) -> None:

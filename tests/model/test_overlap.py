@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from tests.support.checkpoints import random_model, save, stored_tensors
 from tests.support.paged import BlockTables, poisoned_blocks
 from tests.support.thread_ranks import on_ranks
 from tokenwire_service.kernels.backend import Backend, reference_backend
+from tokenwire_service.layers.attention import Attention
 from tokenwire_service.layers.batch import KeptTokens
+from tokenwire_service.layers.mlp import GatedMLP
 from tokenwire_service.models.decoder import Decoder
 from tokenwire_service.models.families import read_spec
 from tokenwire_service.models.loading import load_weights
@@ -29,6 +33,9 @@ STEPS = {
     "one token each": [(0, 1, 7), (1, 1, 10)],
 }
 """(sequence, query length, sequence length) after the prompts."""
+
+
+NOTHING = KeptTokens(torch.tensor([], dtype=torch.int64), torch.zeros(4, dtype=torch.int32))
 
 
 def computed(decoder: Decoder, rows: list[tuple[int, int, int]], kept: KeptTokens | None = None) -> Tensor:
@@ -58,7 +65,7 @@ def test_halves_give_what_the_whole_gives(
     last = KeptTokens(torch.tensor([rows[0][1] - 1]), torch.tensor([0, 1, *[1] * (len(rows) - 1)], dtype=torch.int32))
     for backend in backends.values():
         decoder = load_weights(spec, stored_tensors(tmp_path), torch.float32, TensorParallelGroup(), backend)
-        for kept in (None, last):
+        for kept in (None, last, NOTHING):
             expected, found = computed(decoder, rows, kept), computed(halved(decoder), rows, kept)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -87,10 +94,16 @@ def test_rows_are_split_by_tokens() -> None:
 
 
 class ToldLane(HostLane):
-    """Notes what it is told."""
+    """Notes what it is told, and what happens in it."""
 
     def __init__(self, name: str, told: list[str]) -> None:
         self._name, self._told = name, told
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        self._told.append(f"on {self._name}")
+        yield
+        self._told.append(f"off {self._name}")
 
     def fork(self) -> None:
         self._told.append(f"{self._name} forks")
@@ -99,27 +112,39 @@ class ToldLane(HostLane):
         self._told.append(f"{self._name} joins")
 
     def mark(self) -> None:
-        self._told.append(f"{self._name} marks")
+        self._told.append("mark")
 
     def wait(self, mark: torch.cuda.Event | None) -> None:
-        self._told.append(f"{self._name} waits")
+        self._told.append("wait")
 
 
-@torch.inference_mode()
-def test_the_second_half_waits_for_the_keys_of_the_first_in_every_layer(tmp_path: Path) -> None:
-    spec = read_spec(save(random_model("llama", num_hidden_layers=3), tmp_path))
-    decoder = load_weights(spec, stored_tensors(tmp_path), torch.float32, TensorParallelGroup(), reference_backend())
+def told_by(monkeypatch: pytest.MonkeyPatch, directory: Path, **options: int) -> list[str]:
+    """What happens in a step of one token each, two layers of three in halves, of which nobody wants anything."""
+    spec = read_spec(save(random_model("llama", num_hidden_layers=3), directory))
+    decoder = load_weights(spec, stored_tensors(directory), torch.float32, TensorParallelGroup(), reference_backend())
     told: list[str] = []
+    store, mix, mlp = Attention.store, Attention.mix, GatedMLP.__call__
+    monkeypatch.setattr(Attention, "store", lambda *args: (told.append("store"), store(*args))[1])
+    monkeypatch.setattr(Attention, "mix", lambda *args: (told.append("mix"), mix(*args))[1])
+    monkeypatch.setattr(GatedMLP, "__call__", lambda *args: (told.append("mlp"), mlp(*args))[1])
     lanes = (ToldLane("first", told), ToldLane("second", told))
-    computed(replace(decoder, overlap=Overlap(lanes, least_bytes=0)), STEPS["one token each"])
-    layer = ["first marks", "second waits"]
-    assert told == 2 * ["first forks", "second forks", *layer, *layer, "first joins", "second joins"]
+    batch, positions = BlockTables(32, 4).batch([(0, 1, 1), (1, 1, 1)])
+    kv = [poisoned_blocks(32, decoder.num_kv_heads, 4, spec.head_dim) for _ in range(spec.num_layers)]
+    replace(decoder, overlap=Overlap(lanes, **options)).forward(positions + 5, positions, batch, kv, NOTHING)
+    return told
 
 
 @torch.inference_mode()
-def test_small_batches_are_left_whole(tmp_path: Path) -> None:
-    spec = read_spec(save(random_model("llama"), tmp_path))
-    decoder = load_weights(spec, stored_tensors(tmp_path), torch.float32, TensorParallelGroup(), reference_backend())
-    told: list[str] = []
-    computed(replace(decoder, overlap=Overlap((ToldLane("first", told), ToldLane("second", told)))), PROMPTS)
-    assert told == []
+def test_the_second_half_waits_for_the_keys_of_the_first_in_every_layer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attend = ["on first", "store", "mark", "mix", "off first", "on second", "store", "wait", "mix", "off second"]
+    layer = [*attend, "on first", "mlp", "off first", "on second", "mlp", "off second"]
+    expected = ["first forks", "second forks", *layer, *layer, "first joins", "second joins", "store"]
+    assert told_by(monkeypatch, tmp_path, least_bytes=0) == expected
+
+
+@torch.inference_mode()
+def test_small_batches_are_left_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layer = ["store", "mix", "mlp"]
+    assert told_by(monkeypatch, tmp_path) == [*layer, *layer, "store"]

@@ -94,6 +94,7 @@ def generate(worker: Worker, executor: Executor | None = None) -> dict[str, Answ
     beside = make_request("beside", prompt_of(5, 62), 60)
     long = make_request("layered", prompt_of(150, 63), 6, sampling=SamplingParams(seed=12))
     answers |= layered.run(beside, long)
+    assert any(span.completes for span in layered.spans)
     layered.assert_idle()
     phrase = prompt_of(9, 70)
     guesses = LocalEngine(worker, executor, num_draft_tokens=4)

@@ -23,8 +23,9 @@ from tokenwire_service.core.events import (
 )
 from tokenwire_service.core.params import Request, SamplingParams, StoppingParams
 from tokenwire_service.engine.engine import Commands, Engine
-from tokenwire_service.runner.executor import Executor, LocalExecutor
+from tokenwire_service.runner.executor import Executor, LocalExecutor, PendingStep
 from tokenwire_service.runner.worker import Worker
+from tokenwire_service.scheduling.output import LayerSpan, SchedulerOutput
 from tokenwire_service.scheduling.scheduler import Scheduler
 from tokenwire_service.weights.progress import SilentProgress
 from tokenwire_service.weights.resolved import GenerationDefaults, ModelKind, ResolvedModel
@@ -96,6 +97,22 @@ class Answer:
         return last if isinstance(last, Completed | Failed) else None
 
 
+class _Watched:
+    """An Executor that notes the spans of what passes."""
+
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+        self.runs_ahead = inner.runs_ahead
+        self.spans: list[LayerSpan] = []
+
+    def launch(self, output: SchedulerOutput) -> PendingStep:
+        self.spans += [row.layers for row in output.scheduled if row.layers is not None]
+        return self._inner.launch(output)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class LocalEngine:
     """An Engine whose inbox is a list and whose events gather in `events`."""
 
@@ -123,14 +140,20 @@ class LocalEngine:
         self.stats = EngineStats()
         self.events: dict[str, list[EngineEvent]] = defaultdict(list)
         self._messages: list[Commands] = []
+        self._executor = _Watched(executor or LocalExecutor(worker))
         self.engine = Engine(
             self.scheduler,
-            executor or LocalExecutor(worker),
+            self._executor,
             self,
             self._publish,
             logger=logging.getLogger("test"),
             max_steps_in_flight=max_steps_in_flight,
         )
+
+    @property
+    def spans(self) -> list[LayerSpan]:
+        """Of the rows that went through some layers in a step."""
+        return self._executor.spans
 
     def drain(self, timeout_s: float) -> Sequence[Commands]:
         """See Inbox.drain; never waits."""

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     # What loading left behind lives as long as the process: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    pulse.kernels_run = lambda: loaded.worker.kernels_run
+    pulse.work_done = lambda: loaded.worker.work_done
     outbox.send(pb.EngineMessage(ready=info_to_pb(loaded.info)))
     executor = loaded.make_executor(configuration.limits.step_timeout_s)
     try:
@@ -90,7 +90,7 @@ class _Loaded:
         executor = ShardedExecutor(threaded, self.ranks.plans, self.ranks.fail)
         # A little before the frontend's patience ends.
         timeout_s = 0.9 * step_timeout_s(asked_timeout_s, self.info)
-        self.ranks.watch(lambda: executor.waits_for, lambda: self.worker.kernels_run, timeout_s)
+        self.ranks.watch(lambda: executor.waits_for, lambda: self.worker.work_done, timeout_s)
         return executor
 
 
@@ -153,16 +153,16 @@ def _load_model(configuration: pb.Configure, outbox: Outbox, ranks: RankGroup | 
 
 
 class _Pulse:
-    """Says each second that this process lives, from now on, and whether it computes once `kernels_run` is told."""
+    """Says each second that this process lives, from now on, and whether it computes once `work_done` is told."""
 
     def __init__(self, outbox: Outbox) -> None:
-        self.kernels_run: Callable[[], int] = int
+        self.work_done: Callable[[], int] = int
         self._outbox = outbox
         threading.Thread(target=self._beat, name="alive", daemon=True).start()
 
     def _beat(self) -> None:
         while True:
-            self._outbox.send(pb.EngineMessage(alive=pb.Alive(kernels_run=self.kernels_run())))
+            self._outbox.send(pb.EngineMessage(alive=pb.Alive(work_done=self.work_done())))
             time.sleep(_SIGN_S)
 
 

@@ -303,7 +303,7 @@ class ProcessEngineClient:
             case "heartbeat":
                 self._stats = stats_from_pb(message.heartbeat.stats)
             case "alive":
-                self._vigil.alive(message.alive.kernels_run)
+                self._vigil.alive(message.alive.work_done)
             case "ready":
                 self._ready(info_from_pb(message.ready))
             case "load_progress":

@@ -12,14 +12,14 @@ LONGEST_LOOK_S = 1.0
 
 
 def step_timeout_s(asked: float, info: EngineInfo) -> float:
-    """How long an engine with work may go without a step, or a kernel of it; 0 asks for what fits the engine."""
+    """How long an engine with work may go without a step, or a piece of one; 0 asks for what fits the engine."""
     counts = info.device != "cpu" or info.attention_backend == "native"
     return asked or (STEP_TIMEOUT_S if counts else UNCOUNTED_STEP_TIMEOUT_S)
 
 
 class Vigil:
-    """Adds up for how long an engine was silent, or had work and got nowhere: made no step, and ended no kernel where
-    those are counted.
+    """Adds up for how long an engine was silent, or had work and got nowhere: made no step, and did no piece of one
+    where those are counted.
 
     Looked at several times a second. Between two looks at most `LONGEST_LOOK_S` counts: where this process itself
     stood still, as in a container that was paused, the engine had no chance to be heard.
@@ -31,15 +31,15 @@ class Vigil:
         self._silence_timeout_s = silence_timeout_s
         self._looked_at = now
         self._speaks = False
-        self._kernels_run = 0
+        self._work_done = 0
         self._silent_s = 0.0
         self._stepless_s = 0.0
 
-    def alive(self, kernels_run: int) -> None:
+    def alive(self, work_done: int) -> None:
         """The process said that it lives, and how much it has computed: it will do so each second from now on."""
         self._speaks = True
-        if kernels_run != self._kernels_run:
-            self._kernels_run = kernels_run
+        if work_done != self._work_done:
+            self._work_done = work_done
             self._stepless_s = 0.0
 
     def heard(self) -> None:

@@ -5,6 +5,7 @@
 // barrier at the end it must keep: the next kernel may follow at once (see _cpu_run.cpp).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -76,6 +77,10 @@ static inline Quad sum_lanes(Vec a, Vec b, Vec c, Vec d) {
     return sums;
 #endif
 }
+
+// Counts what this process has done, kernels and the large ones' pieces: while it grows, a long step does not hang.
+extern std::atomic<int64_t> work_done;
+inline void count_work() { work_done.fetch_add(1, std::memory_order_relaxed); }
 
 // What the threads of one run share.
 struct Run {

@@ -74,7 +74,7 @@ _CHECKS: Mapping[str, int] = MappingProxyType(
         "tw_check_rows": 3,
         "tw_check_slots": 3,
         "tw_has_bf16_products": 0,
-        "tw_kernels_run": 0,
+        "tw_work_done": 0,
         "tw_linear_int8_activation_bytes": 0,
         "tw_linear_int8_bytes": 2,
         "tw_linear_panel": 0,
@@ -130,9 +130,9 @@ class CpuLibrary:
         return self._checks[name](*args)
 
     @property
-    def kernels_run(self) -> int:
-        """How many kernels have ended in this process. From any thread."""
-        return self.check("tw_kernels_run")
+    def work_done(self) -> int:
+        """Kernels, and pieces of large ones, that this process has done. From any thread."""
+        return self.check("tw_work_done")
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory for a kernel to write its result to."""

@@ -1,12 +1,9 @@
 // Runs kernels one after the other inside one parallel region: what a recorded graph of the CPU is.
-#include <atomic>
-
 #include "_cpu.h"
 
-namespace {
+std::atomic<int64_t> tw::work_done{0};
 
-// Of this process. A step of a large model takes long; while this grows it does not hang.
-std::atomic<int64_t> kernels_run{0};
+namespace {
 
 struct Call {
     void (*kernel)(const void*, tw::Run*);
@@ -21,11 +18,11 @@ extern "C" void tw_run(const Call* calls, int64_t count, int64_t threads) {
     for (int64_t i = 0; i < count; ++i) {
         calls[i].kernel(calls[i].args, &run);
 #pragma omp master
-        kernels_run.store(kernels_run.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+        tw::count_work();
     }
 }
 
-extern "C" int64_t tw_kernels_run() { return kernels_run.load(std::memory_order_relaxed); }
+extern "C" int64_t tw_work_done() { return tw::work_done.load(std::memory_order_relaxed); }
 
 extern "C" void tw_run_one(void (*kernel)(const void*, tw::Run*), const void* args, int64_t threads) {
     const Call call = {kernel, args};

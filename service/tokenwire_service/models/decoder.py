@@ -48,13 +48,13 @@ class Decoder:
         Writes the keys and values of all T tokens into kv. Call under torch.inference_mode().
         """
         passing = self.begin(input_ids, positions, batch)
-        if kept is not None and not len(kept.tokens):
-            self.go_on(passing, len(self.layers), kv)
-            return passing.residual[:0]
         if self.overlap is not None and self.overlap.suits(passing):
             self.overlap.go_on(self.layers[:-1], passing, kv[:-1])
         else:
             self.go_on(passing, len(self.layers) - 1, kv)
+        if kept is not None and not len(kept.tokens):
+            self.go_on(passing, len(self.layers), kv)
+            return passing.residual[:0]
         residual, delta, cos_sin, last = passing.residual, passing.delta, passing.cos_sin, self.layers[-1]
         if kept is None:
             return self.norm(residual, last(residual, delta, cos_sin, batch, kv[-1]))

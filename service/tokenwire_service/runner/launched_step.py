@@ -15,6 +15,7 @@ from tokenwire_service.runner.transfer import Download
 from tokenwire_service.scheduling.output import ScheduledSlot, SlotResult, StepResult
 
 NOT_FINITE = "the model gave no usable number for the next token; change the sampling constraints or the prompt"
+CHUNK_LOST = "a step that computed a part of this request was lost; retry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,18 @@ class LaunchedStep:
         prompts: Sequence[PromptScores],
         end: Mark,
         learn_draft: LearnDraft,
+        lost: Sequence[int] = (),
     ) -> None:
         """`end`: the last of the step's work on the device. Results wait for it even where there is nothing to read, so
-        that there are never more steps queued on the device than are counted as being in flight."""
+        that there are never more steps queued on the device than are counted as being in flight. `lost`: slots whose
+        chunk was lost with a step before."""
         self._step_id = step_id
         self._scheduled = scheduled
         self._drawn = drawn
         self._prompts = prompts
         self._end = end
         self._learn_draft = learn_draft
+        self._lost = tuple(SlotResult(slot, failure=CHUNK_LOST) for slot in lost)
         self._result: StepResult | None = None
         self.was_asked = False
         """Whether the result was asked for, with or without success."""
@@ -101,7 +105,7 @@ class LaunchedStep:
             for row, drawn in self._rows_drawn(self._drawn, token_ids, valid):
                 results[row] = _merge(results[row], drawn) if row in results else drawn
         self._finished(time.perf_counter() - begun)
-        return StepResult(self._step_id, tuple(results.values()))
+        return StepResult(self._step_id, (*results.values(), *self._lost))
 
     def _rows_drawn(self, drawn: DrawnTokens, token_ids: list[int], valid: list[bool]) -> list[tuple[int, SlotResult]]:
         for at, counts in drawn.counts:

@@ -29,17 +29,18 @@ class LayeredChunks:
         for slot in slots:
             self._passing.pop(slot, None)
 
-    def go_on(self, row: ScheduledSlot) -> None:
-        """Take a row's chunk through its layers. Both `state` and `slots` have the plan applied. Raises ValueError when
-        it does not go on from where the step before left it."""
+    def go_on(self, row: ScheduledSlot) -> bool:
+        """Take a row's chunk through its layers. Both `state` and `slots` have the plan applied. False, and nothing
+        happened, when it does not go on from where the step before left it: that step was lost."""
         assert row.layers is not None, "a row of all layers"
         kept = self._passing.pop(row.slot, None)
         passing = kept if row.layers.first else self._begin(row)
-        if passing is None or passing.num_layers != row.layers.first:
-            raise ValueError(f"slot {row.slot} has no chunk at layer {row.layers.first}")
+        if passing is None or (passing.num_layers, len(passing.residual)) != (row.layers.first, row.num_tokens):
+            return False
         self._decoder.go_on(passing, row.layers.end, self._kv_cache.layers)
         if not row.layers.completes:
             self._passing[row.slot] = passing
+        return True
 
     def _begin(self, row: ScheduledSlot) -> PartialPass:
         rows, nothing = StepRows.of((row,)), SlotWrites(self._state.layout)

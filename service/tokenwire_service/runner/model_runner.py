@@ -94,11 +94,10 @@ class ModelRunner:
         whole = tuple(row for row in output.scheduled if row.layers is None)
         start = Mark(self._device)
         drawn, prompts = self._compute(whole, writes)
-        for row in output.scheduled:
-            if row.layers is not None:
-                self._chunks.go_on(row)
+        layered = [row for row in output.scheduled if row.layers is not None]
+        lost = [row.slot for row in layered if not self._chunks.go_on(row)]
         end = Mark(self._device)
-        step = LaunchedStep(output.step_id, whole, drawn, prompts, end, self._state.learn_draft)
+        step = LaunchedStep(output.step_id, whole, drawn, prompts, end, self._state.learn_draft, lost)
         step.when_finished(partial(self._time, start, end, time.perf_counter() - begun))
         self._launched = [*(earlier for earlier in self._launched if not earlier.was_asked), step]
         return step

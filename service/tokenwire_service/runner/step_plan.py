@@ -43,9 +43,7 @@ def encode(output: SchedulerOutput) -> NDArray[np.int32]:
             row.slot,
             row.start,
             row.num_tokens,
-            _SAMPLES * row.samples
-            + _SCORES * row.score_prompt
-            + (_COMPLETES if row.layers and row.layers.completes else 0),
+            _flags(row),
             len(row.new_block_ids),
             len(row.draft_token_ids),
             *((row.layers.first, row.layers.end) if row.layers else (0, 0)),

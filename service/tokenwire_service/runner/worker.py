@@ -108,11 +108,11 @@ class Worker:
         return self._runner.last_timing
 
     @property
-    def kernels_run(self) -> int:
+    def work_done(self) -> int:
         """Grows while a step computes; always 0 where kernels are not counted, on a GPU or without native ones. From
         any thread."""
         library = self._decoder.backend.library
-        return 0 if library is None else library.kernels_run
+        return 0 if library is None else library.work_done
 
     @property
     def num_layers_apart(self) -> int:

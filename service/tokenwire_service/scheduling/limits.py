@@ -19,7 +19,7 @@ class SchedulerLimits:
     max_num_sequences: int
     """Slots. No more than `max_batch_prefill_tokens` of them are used, so that every decode has its token each step."""
     max_batch_prefill_tokens: int
-    """Tokens computed in one step at most, decodes included."""
+    """Tokens computed in one step at most, decodes included; besides, one chunk may go through some layers."""
     max_total_tokens: int
     """Longest sequence, prompt and generated."""
     prefix_caching: bool = True

@@ -38,26 +38,27 @@ class LongPrompts:
             bound = self._pace.long_prompt_tokens(plan.num_tokens, beside_short_prompts=has_short_prompts)
             plan.long_budget = min(float(plan.budget), bound)
 
-    def prefill(self, plan: StepPlan, sequence: Sequence, least: int) -> None:
-        """Compute what the step has room for of its tokens, or of its chunk's layers, `least` at least."""
+    def prefill(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Compute what the step has room for of its tokens, or of its chunk's layers."""
         left = sequence.num_tokens - sequence.num_computed_tokens
         if chunk := self._chunk_by_layers(plan, sequence, left):
-            self._prefill_layers(plan, sequence, chunk, least)
-        elif num_tokens := max(min(plan.budget, left, int(plan.long_budget)), least):
+            self._prefill_layers(plan, sequence, chunk)
+        elif num_tokens := min(plan.budget, left, int(plan.long_budget)):
             plan.spend_on_long(num_tokens)
             plan.compute(sequence, num_tokens)
 
     def _chunk_by_layers(self, plan: StepPlan, sequence: Sequence, left: int) -> int:
         """Tokens of the chunk that goes through a few layers a step, begun or not; 0 when all layers are to be next.
         The last token, which draws, always goes through all at once."""
-        if sequence.num_chunk_tokens or self._limits.num_layers < 2 or plan.long_budget >= _LAYERED_TOKENS:
+        room = min(plan.long_budget, plan.budget)
+        if sequence.num_chunk_tokens or self._limits.num_layers < 2 or room >= min(_LAYERED_TOKENS, left):
             return sequence.num_chunk_tokens
         return 0 if sequence.wants_prompt_scores else min(_LAYERED_TOKENS, plan.budget, left - 1)
 
-    def _prefill_layers(self, plan: StepPlan, sequence: Sequence, chunk: int, least: int) -> None:
+    def _prefill_layers(self, plan: StepPlan, sequence: Sequence, chunk: int) -> None:
         """As many layers as there is room for; one at least when no long prompt has had anything of this step."""
         num_layers = self._limits.num_layers
         possible = int(plan.long_budget * num_layers / chunk)
-        least = max(least, int(plan.long_budget > 0 and not plan.long_prompts))
+        least = int(plan.long_budget > 0 and not plan.num_long_prompt_tokens)
         if more := max(possible, least):
             plan.compute_layers(sequence, chunk, min(sequence.num_chunk_layers + more, num_layers), num_layers)

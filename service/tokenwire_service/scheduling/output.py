@@ -79,7 +79,7 @@ class SchedulerOutput:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed this step."""
+        """Tokens computed this step, those that go through some layers included."""
         return sum(row.num_tokens for row in self.scheduled)
 
 

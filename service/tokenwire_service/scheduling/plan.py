@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tokenwire_service.scheduling.output import LayerSpan, ScheduledSlot, SlotJoin
@@ -21,14 +22,15 @@ class StepPlan:
     owners: list[tuple[Sequence, int]] = field(default_factory=list)
     """The sequence of each row, and its epoch."""
     num_tokens: int = 0
+    """Planned so far; a chunk that goes through some layers counts by its share."""
     num_decode_tokens: int = 0
     num_other_tokens: int = 0
-    long_prompts: float = 0.0
-    """See StepLoad."""
+    num_long_prompt_tokens: float = 0.0
+    """As in StepLoad."""
 
     @property
     def load(self) -> StepLoad:
-        return StepLoad(self.num_decode_tokens, self.long_prompts, self.num_other_tokens)
+        return StepLoad(self.num_decode_tokens, self.num_long_prompt_tokens, self.num_other_tokens)
 
     def compute(self, sequence: Sequence, num_tokens: int, new_block_ids: tuple[int, ...] = ()) -> None:
         """Add a row for the sequence's next `num_tokens` tokens and count them as computed."""
@@ -50,14 +52,15 @@ class StepPlan:
         start, span = sequence.num_computed_tokens, LayerSpan(first, end, completes)
         self.rows.append(ScheduledSlot(sequence.slot, start, num_tokens, (), samples=False, layers=span))
         self.owners.append((sequence, sequence.epoch))
-        self._count(min(num_tokens, self.budget))
-        self.spend_on_long(num_tokens * (end - first) / num_layers)
+        share = num_tokens * (end - first) / num_layers
+        self._count(min(math.ceil(share), self.budget))
+        self.spend_on_long(share)
         sequence.num_chunk_tokens, sequence.num_chunk_layers = (0, 0) if completes else (num_tokens, end)
         sequence.num_computed_tokens += num_tokens if completes else 0
 
     def spend_on_long(self, num_tokens: float) -> None:
         """Count what of the step a long prompt takes."""
-        self.long_prompts += num_tokens
+        self.num_long_prompt_tokens += num_tokens
         self.long_budget = max(self.long_budget - num_tokens, 0.0)
 
     def decode(self, sequence: Sequence, new_block_ids: tuple[int, ...], draft_token_ids: tuple[int, ...] = ()) -> None:

@@ -280,12 +280,12 @@ class Scheduler:
                 self._num_prompt_tokens += sequence.num_prompt_tokens
                 self._book.admit(sequence.state, sequence.num_computed_tokens)
             plan.joins.append(join_of(sequence))
-            self._prefill(plan, sequence, least=1)
+            self._prefill(plan, sequence)
 
-    def _prefill(self, plan: StepPlan, sequence: Sequence, least: int = 0) -> None:
-        """Compute what the step has room for of its tokens, `least` at least."""
+    def _prefill(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Compute what the step has room for of its tokens."""
         if self._long_prompts.owns(sequence):
-            self._long_prompts.prefill(plan, sequence, least)
+            self._long_prompts.prefill(plan, sequence)
         elif num_tokens := min(plan.budget, sequence.num_tokens - sequence.num_computed_tokens):
             plan.num_other_tokens += num_tokens
             plan.compute(sequence, num_tokens)

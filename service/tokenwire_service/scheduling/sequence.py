@@ -25,7 +25,8 @@ class SequenceStatus(enum.Enum):
 @dataclass(eq=False, slots=True)
 class Sequence:
     """One candidate, with what every step reads of its request. Positions below `num_confirmed_tokens` are in the KV
-    cache; those from there up to `num_computed_tokens` are being computed by steps in flight."""
+    cache; those from there up to `num_computed_tokens` are being computed by steps in flight, and `num_chunk_tokens`
+    beyond are on their way through the layers."""
 
     state: RequestState
     index: int

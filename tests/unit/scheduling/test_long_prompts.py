@@ -31,7 +31,7 @@ def test_long_prompts_share_their_part_of_a_step() -> None:
     world.add(make_request("first", tuple(i % 50 for i in range(70)), max_tokens=1))
     world.add(make_request("second", tuple(i % 40 for i in range(70)), max_tokens=1))
     world.step()
-    assert rows(world.step()) == [(0, 4, 1, True), (1, 1, 8, False)]
+    assert rows(world.step()) == [(0, 4, 1, True), (1, 0, 8, False)]
     world.run()
     world.assert_transcripts()
 

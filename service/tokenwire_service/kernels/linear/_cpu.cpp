@@ -116,6 +116,7 @@ void multiply(const Args& args, const Run& run) {
     const int64_t panel_size = kPanel * round_up(args.in_features, P::kPack);
 #pragma omp for schedule(static)
     for (int64_t piece = 0; piece < split.pieces(); ++piece) {
+        count_work();
         const int64_t panel = split.panel(piece);
         const W* weight = static_cast<const W*>(args.weight) + panel * panel_size;
         const int64_t first = split.first_row(piece, args.rows), end = split.end_row(piece, args.rows);

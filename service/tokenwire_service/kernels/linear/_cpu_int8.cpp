@@ -178,6 +178,7 @@ extern "C" void tw_linear_int8(const Args* args, Run* run) {
     const Split split = split_work(args->rows, args->out_features, 4 * kRows, run->threads);
 #pragma omp for schedule(static)
     for (int64_t piece = 0; piece < split.pieces(); ++piece) {
+        count_work();
         const int64_t panel = split.panel(piece);
         const uint8_t* weight = args->weight + panel * groups * kGroupBytes;
         for_blocks_of_rows(split.first_row(piece, args->rows), split.end_row(piece, args->rows), kRows,

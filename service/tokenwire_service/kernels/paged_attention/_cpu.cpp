@@ -50,7 +50,10 @@ void attend(const Args& args, Run& run) {
     Products products(args, plan.max_rows, buffers);
     const int64_t tasks = static_cast<int64_t>(plan.tasks.size()), merges = static_cast<int64_t>(plan.merges.size());
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < tasks; ++i) carry_out(products, args, plan, i);
+    for (int64_t i = 0; i < tasks; ++i) {
+        carry_out(products, args, plan, i);
+        count_work();
+    }
     if (merges == 0) return;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < merges; ++i) merge(args, plan.merges[i], plan);

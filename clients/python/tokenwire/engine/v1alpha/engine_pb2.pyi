@@ -222,19 +222,19 @@ class Alive(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
-    KERNELS_RUN_FIELD_NUMBER: builtins.int
-    kernels_run: builtins.int
-    """Kernels that have ended since the process started: while this grows, a step that takes long is not stuck. 0 where
-    they are not counted.
+    WORK_DONE_FIELD_NUMBER: builtins.int
+    work_done: builtins.int
+    """Kernels, and pieces of large ones, that were done since the process started: while this grows, a step that takes long
+    is not stuck. 0 where they are not counted.
     """
     def __init__(
         self,
         *,
-        kernels_run: builtins.int = ...,
+        work_done: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["kernels_run", b"kernels_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["work_done", b"work_done"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
