@@ -120,7 +120,7 @@ def test_a_rank_that_hangs_though_its_process_lives_is_noticed(
                 with pytest.raises(grpc.RpcError) as ended:
                     list(stream)
                 assert told(ended.value) == ("ENGINE_DOWN", True)
-        assert re.search(r"made no progress for (7.2|8) s", service.err.read_text())
+        assert re.search(r"made no progress for \d+(\.\d)? s", service.err.read_text())
         works_again(service)
 
 
