@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import select
 import signal
 import socket
 import sys
@@ -172,19 +173,15 @@ class _Rank:
 
 def _live_with(starter: socket.socket) -> None:
     """Give signs of life to whoever started this process, and end with it."""
-    starter.settimeout(_SIGN_S)
+    starter.setblocking(False)
     while True:
+        readable, _, _ = select.select([starter], [], [], _SIGN_S)
         try:
-            if not starter.recv(1):
+            if readable and not starter.recv(1):
                 break
-        except TimeoutError:
-            pass
-        except OSError:
-            break
-        try:
-            starter.send(b".", socket.MSG_DONTWAIT)
+            starter.send(b".")
         except BlockingIOError:
-            # Nobody reads them.
+            # A rank 0 reads them only until all have come: its links tell it more.
             continue
         except OSError:
             break
