@@ -75,7 +75,7 @@ class Slots:
         rows = StepRows.of(scheduled)
         self.state.count(rows)
         draws = Draws.of(rows)
-        return build_forward_batch(rows, draws, SlotWrites(self.state.layout), self.state, self.device, 16), draws
+        return build_forward_batch(rows, draws, SlotWrites(self.state.layout), self.state, self.device), draws
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -72,14 +72,14 @@ class ForwardBatch:
 
 
 def build_forward_batch(
-    rows: StepRows, draws: Draws, writes: SlotWrites, state: SlotState, slots: DeviceSlots, block_size: int
+    rows: StepRows, draws: Draws, writes: SlotWrites, state: SlotState, slots: DeviceSlots
 ) -> ForwardBatch:
     """Brings `slots` up to date with `writes` and reads the tokens from them. `state` has the plan applied."""
     token_slots = np.repeat(rows.slots, rows.counts)
     query_start_loc = np.concatenate(([0], np.cumsum(rows.counts)))
     positions = np.arange(query_start_loc[-1]) + np.repeat(rows.starts - query_start_loc[:-1], rows.counts)
-    blocks, offsets = np.divmod(positions, block_size)
-    slot_mapping = state.block_tables[token_slots, blocks].astype(np.int64) * block_size + offsets
+    blocks, offsets = np.divmod(positions, state.block_size)
+    slot_mapping = state.block_tables[token_slots, blocks].astype(np.int64) * state.block_size + offsets
     cells, values = writes.arrays()
     token_cells = token_slots * state.layout.max_tokens + positions
     device = slots.token_ids.device

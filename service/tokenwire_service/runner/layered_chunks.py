@@ -45,5 +45,5 @@ class LayeredChunks:
     def _begin(self, row: ScheduledSlot) -> PartialPass:
         rows, nothing = StepRows.of((row,)), SlotWrites(self._state.layout)
         self._state.count(rows)
-        batch = build_forward_batch(rows, Draws.of(rows), nothing, self._state, self._slots, self._state.block_size)
+        batch = build_forward_batch(rows, Draws.of(rows), nothing, self._state, self._slots)
         return self._decoder.begin(batch.input_ids, batch.positions, batch.attention)

@@ -58,7 +58,6 @@ class ModelRunner:
         graphs, speculation = graphs or NoGraphs(), speculation or SpeculationLimits(0, 0)
         self._decoder = decoder
         self._kv_cache = kv_cache
-        self._sizes = sizes
         self._device = decoder.backend.device
         self._state = SlotState(sizes, decoder.spec.vocab_size)
         self._slots = DeviceSlots(self._state.layout, self._device)
@@ -91,10 +90,10 @@ class ModelRunner:
         if not output.scheduled:
             self._write(writes)
             return LaunchedStep(output.step_id, (), None, (), Mark(self._device), self._state.learn_draft)
-        whole = tuple(row for row in output.scheduled if row.layers is None)
+        layered = [row for row in output.scheduled if row.layers is not None]
+        whole = tuple(row for row in output.scheduled if row.layers is None) if layered else output.scheduled
         start = Mark(self._device)
         drawn, prompts = self._compute(whole, writes)
-        layered = [row for row in output.scheduled if row.layers is not None]
         lost = [row.slot for row in layered if not self._chunks.go_on(row)]
         end = Mark(self._device)
         step = LaunchedStep(output.step_id, whole, drawn, prompts, end, self._state.learn_draft, lost)
@@ -128,7 +127,7 @@ class ModelRunner:
 
     def _compute_mixed(self, scheduled: tuple[ScheduledSlot, ...], rows: StepRows, writes: SlotWrites) -> _Launched:
         decoder, draws = self._decoder, Draws.of(rows)
-        batch = build_forward_batch(rows, draws, writes, self._state, self._slots, self._sizes.block_size)
+        batch = build_forward_batch(rows, draws, writes, self._state, self._slots)
         prompts: tuple[PromptScores, ...] = ()
         if self._small_step.takes(rows):
             logits = self._small_step.forward(batch)
