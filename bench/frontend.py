@@ -3,9 +3,13 @@
 The service (over `bench.mock_engine`), the REST adapter and the clients are a process each. Counted is the CPU time of
 the service's process alone, and of the adapter's alone, while every stream flows: neither starts nor ends of streams
 are in it. Streams share one connection, as calls over one channel do, or have one each, as from so many callers: then
-every token is a packet of its own. The first rows say what grpc.aio costs when the server does nothing but write
-(`bench.bare_server`): CPU time, unlike wall time, hardly minds waiting for a core, but it grows when neighbours share
-caches and hyperthreads, and only beside those rows do two runs compare.
+every token is a packet of its own.
+
+The engine steps every 25 ms, as a small model's does on a CPU, and every 6, as a GPU's with a model of 8B would with as
+many streams; a last row has it step as fast as the frontend takes tokens, several in a message then. Rows of grpc.aio
+alone say what it costs when the server does nothing but write (`bench.bare_server`): CPU time, unlike wall time, hardly
+minds waiting for a core, but it grows when neighbours share caches and hyperthreads, and only beside those rows do two
+runs compare.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvloop
@@ -36,11 +40,17 @@ GENERATE_STREAM = "/tokenwire.v1.TextGenerationService/GenerateStream"
 PROMPT = "Once upon a time"
 MAX_TOKENS = 100_000
 WARM_UP_S = 2.0
+STEPS_MS = (25.0, 6.0)
+# What a socket holds of an engine's steps is all that such an engine is ahead.
+UNPACED_MS = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`streams` at once over `connections`, with a token every `step_ms` each; measured for `seconds`."""
+    """`streams` at once over `connections`, with a token every `step_ms` each; measured for `seconds`.
+
+    0 ms: as fast as tokens are taken.
+    """
 
     streams: int = 64
     connections: int = 1
@@ -86,9 +96,10 @@ def adapter(grpc_port: int) -> Iterator[tuple[int, int]]:
 
 
 async def grpc_streams(method: str, request: bytes, port: int, load: Load, tally: Tally) -> None:
-    """gRPC streams; a message is a token here."""
+    """gRPC streams. A paced engine's message is a token; those of others are looked into."""
     loop = asyncio.get_running_loop()
-    protocol = functools.partial(WireStreams, method, request, tally, load.streams // load.connections)
+    num_tokens = None if load.step_ms else _num_tokens
+    protocol = functools.partial(WireStreams, method, request, tally, load.streams // load.connections, num_tokens)
     transports = [(await loop.create_connection(protocol, "127.0.0.1", port))[0] for _ in range(load.connections)]
     try:
         await tally.ended.wait()
@@ -119,7 +130,7 @@ async def _read_rest(port: int, body: bytes, tally: Tally) -> None:
         )
         writer.write("\r\n".join(head).encode() + body)
         while data := await reader.read(65536):
-            tally.messages += data.count(b"data: {")
+            tally.tokens += data.count(b"data: {")
         raise RuntimeError("a stream ended early")
     finally:
         writer.close()
@@ -132,11 +143,11 @@ async def measure(streams: Streams, port: int, load: Load, pids: dict[str, int])
     try:
         await _flowing(reading, load, tally)
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
-        tokens, began = tally.messages, time.monotonic()
+        tokens, began = tally.tokens, time.monotonic()
         await asyncio.wait((reading,), timeout=load.seconds)
         if reading.done():
             reading.result()
-        num, seconds = tally.messages - tokens, time.monotonic() - began
+        num, seconds = tally.tokens - tokens, time.monotonic() - began
         spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
     finally:
         reading.cancel()
@@ -147,7 +158,7 @@ async def measure(streams: Streams, port: int, load: Load, pids: dict[str, int])
 
 async def _flowing(reading: asyncio.Future[None], load: Load, tally: Tally) -> None:
     async with asyncio.timeout(60):
-        while tally.messages < 2 * load.streams:
+        while tally.tokens < 2 * load.streams:
             await asyncio.wait((reading,), timeout=0.05)
             if reading.done():
                 reading.result()
@@ -155,29 +166,45 @@ async def _flowing(reading: asyncio.Future[None], load: Load, tally: Tally) -> N
 
 
 def run(load: Load, *, with_rest: bool) -> Iterator[dict[str, Any]]:
-    """Rows for grpc.aio alone and for gRPC, each over one connection and over one for each stream, and one for REST."""
-    step_s = str(load.step_ms / 1000)
-    loads = (load, replace(load, connections=load.streams))
-    with server([bare_server.__name__, step_s], {}) as (pid, port):
-        streams = functools.partial(grpc_streams, bare_server.METHOD, b"")
-        for each in loads:
-            row = {"path": "grpc.aio alone", "connections": each.connections}
-            yield row | uvloop.run(measure(streams, port, each, {"server": pid}))
-    with server([mock_server.__name__], {mock_engine.STEP_VARIABLE: step_s}) as (service, port):
+    """Rows for grpc.aio alone and for gRPC, each over one connection and over one for each stream, and one for REST.
+
+    Of an engine that is not paced only gRPC over one connection.
+    """
+    loads = (load, replace(load, connections=load.streams)) if load.step_ms else (load,)
+    if load.step_ms:
+        yield from _bare_rows(loads)
+    with server([mock_server.__name__], {mock_engine.STEP_VARIABLE: _step_s(load)}) as (service, port):
         Client(f"127.0.0.1:{port}").wait_until_ready()
         streams = functools.partial(grpc_streams, GENERATE_STREAM, _request().SerializeToString())
         for each in loads:
-            row = {"path": "gRPC", "connections": each.connections}
+            row = {"path": "gRPC", "step_ms": load.step_ms, "connections": each.connections}
             yield row | uvloop.run(measure(streams, port, each, {"server": service}))
-        if with_rest:
+        if with_rest and load.step_ms:
             with adapter(port) as (pid, rest_port):
                 pids = {"server": service, "adapter": pid}
-                yield {"path": "REST"} | uvloop.run(measure(rest_streams, rest_port, load, pids))
+                row = {"path": "REST", "step_ms": load.step_ms}
+                yield row | uvloop.run(measure(rest_streams, rest_port, load, pids))
+
+
+def _bare_rows(loads: Sequence[Load]) -> Iterator[dict[str, Any]]:
+    with server([bare_server.__name__, _step_s(loads[0])], {}) as (pid, port):
+        streams = functools.partial(grpc_streams, bare_server.METHOD, b"")
+        for each in loads:
+            row = {"path": "grpc.aio alone", "step_ms": each.step_ms, "connections": each.connections}
+            yield row | uvloop.run(measure(streams, port, each, {"server": pid}))
+
+
+def _step_s(load: Load) -> str:
+    return str(load.step_ms / 1000)
 
 
 def _request() -> pb.GenerateRequest:
     stopping = types_pb2.StoppingCriteria(max_tokens=MAX_TOKENS, ignore_eos=True)
     return pb.GenerateRequest(text=PROMPT, stopping=stopping)
+
+
+def _num_tokens(message: bytes) -> int:
+    return pb.GenerateStreamResponse.FromString(message).delta.token_count
 
 
 def _free_port() -> int:
@@ -201,19 +228,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Load()
     parser.add_argument("--streams", type=int, default=defaults.streams)
-    parser.add_argument("--step-ms", type=float, default=defaults.step_ms)
+    parser.add_argument("--step-ms", type=float, nargs="+", default=[*STEPS_MS, UNPACED_MS], help="0: not paced")
     parser.add_argument("--seconds", type=float, default=defaults.seconds)
     parser.add_argument("--no-rest", action="store_true", help="leave the adapter out")
     parser.add_argument("--no-record", action="store_true", help="print only; leave bench/results alone")
     args = parser.parse_args()
-    load = Load(streams=args.streams, step_ms=args.step_ms, seconds=args.seconds)
+    workload = {"streams": args.streams, "steps_ms": args.step_ms, "seconds": args.seconds}
     rows = []
-    for row in run(load, with_rest=not args.no_rest):
-        rows.append(row)
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    for step_ms in args.step_ms:
+        load = Load(streams=args.streams, step_ms=step_ms, seconds=args.seconds)
+        for row in run(load, with_rest=not args.no_rest):
+            rows.append(row)
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if not args.no_record:
         packages = ("grpcio", "protobuf", "uvloop", "orjson", "uvicorn", "tokenizers")
-        print(record.write("frontend", asdict(load), rows, packages))
+        print(record.write("frontend", workload, rows, packages))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ import gc
 import sys
 import time
 
-import uvloop
-
 from bench import mock_engine
+from tokenwire_client.event_loop import new_event_loop
 from tokenwire_service.app.served_model import load_text_parts, served_model
 from tokenwire_service.app.service import batch_limits
 from tokenwire_service.config import Config, EngineConfig, FrontendConfig, ModelConfig
@@ -49,4 +48,5 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -19,25 +19,37 @@ _INITIAL_WINDOW_SIZE = 4
 _LARGEST_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
 _HEADER = struct.Struct(">BHBBI")
+_PREFIX = struct.Struct(">BI")
 
 
 @dataclass(slots=True)
 class Tally:
     """What arrived, over all connections."""
 
-    messages: int = 0
+    tokens: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with the first end of a stream."""
 
 
 class WireStreams(asyncio.Protocol):
-    """One connection with server streams of `method`, each called with the serialized `request`."""
+    """One connection with server streams of `method`, each called with the serialized `request`.
 
-    def __init__(self, method: str, request: bytes, tally: Tally, num_streams: int = 1) -> None:
+    `num_tokens` tells how many tokens a serialized message has; None takes each for one.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        request: bytes,
+        tally: Tally,
+        num_streams: int = 1,
+        num_tokens: Callable[[bytes], int] | None = None,
+    ) -> None:
         self._method = method
         self._request = request
         self._tally = tally
         self._num_streams = num_streams
+        self._num_tokens = num_tokens
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -51,7 +63,7 @@ class WireStreams(asyncio.Protocol):
             "content-type": "application/grpc",
             "te": "trailers",
         }
-        message = b"\x00" + struct.pack(">I", len(self._request)) + self._request
+        message = _PREFIX.pack(0, len(self._request)) + self._request
         self._send(
             _PREFACE,
             _frame(_SETTINGS, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)),
@@ -73,7 +85,7 @@ class WireStreams(asyncio.Protocol):
             if len(buffer) < end:
                 break
             if kind == _DATA:
-                self._tally.messages += 1
+                self._tally.tokens += 1 if self._num_tokens is None else self._num_tokens(_message(buffer, at + 9, end))
             else:
                 self._control(kind, flags, bytes(buffer[at + 9 : end]))
             at = end
@@ -90,6 +102,14 @@ class WireStreams(asyncio.Protocol):
     def _send(self, *frames: bytes) -> None:
         assert self._transport is not None
         self._transport.write(b"".join(frames))
+
+
+def _message(buffer: bytearray, start: int, end: int) -> bytes:
+    """The one message of a DATA frame, without its prefix; servers here write each by itself."""
+    compressed, size = _PREFIX.unpack_from(buffer, start)
+    if compressed or start + _PREFIX.size + size != end:
+        raise ValueError("a frame that is not one plain message")
+    return bytes(buffer[start + _PREFIX.size : end])
 
 
 def _frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:

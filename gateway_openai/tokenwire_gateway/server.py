@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import signal
@@ -9,6 +10,7 @@ import socket
 
 import uvicorn
 
+from tokenwire_client.event_loop import new_event_loop
 from tokenwire_gateway.app import create_app
 from tokenwire_gateway.config import GatewayConfig
 from tokenwire_gateway.observability import logs
@@ -40,7 +42,6 @@ def make_server(config: GatewayConfig) -> uvicorn.Server:
         direct(create_app(config)),
         host=config.hostname,
         port=config.port,
-        loop="uvloop",
         http="httptools",
         ws="none",
         lifespan="on",
@@ -59,4 +60,5 @@ def run(config: GatewayConfig) -> None:
     # uvicorn raises the signal that ended it once more; by then everything has ended well.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server.run()
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(server.serve())

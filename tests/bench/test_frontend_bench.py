@@ -70,7 +70,7 @@ async def test_the_wire_client_counts_the_messages_of_a_real_server() -> None:
         transport.close()
     # Started, an end, completed, and deltas that may come merged; of three streams, when the first of them ended.
     assert 4 <= events <= 24
-    assert 8 <= tally.messages <= 72
+    assert 8 <= tally.tokens <= 72
 
 
 def test_cpu_time_of_a_process_grows_with_its_work() -> None:
@@ -85,6 +85,14 @@ def test_the_cost_of_grpc_alone_is_a_figure() -> None:
     assert row["path"] == "grpc.aio alone"
     assert row["tokens_per_s"] > 20
     assert 1 < row["server_us_per_token"] < 100_000
+
+
+def test_tokens_of_merged_messages_are_counted_when_the_engine_is_not_paced() -> None:
+    load = frontend.Load(streams=2, step_ms=frontend.UNPACED_MS, seconds=0.5)
+    (row,) = frontend.run(load, with_rest=True)
+    assert (row["path"], row["connections"]) == ("gRPC", 1)
+    assert row["tokens_per_s"] > 20
+    assert row["server_us_per_token"] > 0
 
 
 @pytest.mark.parametrize("module", [bare_server.__name__, "bench.frontend", "bench.serving"])

@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-import uvloop
-
+from tokenwire_client.event_loop import new_event_loop
 from tokenwire_service.app.progress import choose_progress
 from tokenwire_service.app.rank_supervisor import run_rank
 from tokenwire_service.app.service import Companion, Service, cache_root
@@ -32,7 +31,7 @@ def run_service(config: Config, environ: Mapping[str, str], companion: Companion
     async def live() -> int:
         return await Service(config, environ, companion, started_at, identity).run()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(live())
 
 

@@ -1,0 +1,155 @@
+"""The event loop for programs with many streams: gRPC's reader, the poller's place, and streams that all arrive."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tokenwire_client import event_loop
+from tokenwire_client.event_loop import new_event_loop
+
+STREAMS_PROGRAM = """
+import asyncio, os, sys, threading
+import grpc
+from tokenwire_client.event_loop import new_event_loop
+
+async def count(request, context):
+    for number in range(200):
+        await context.write(number.to_bytes(2, "big"))
+
+async def read(channel):
+    call = channel.unary_stream("/test.Test/Count")(b"")
+    return [int.from_bytes(message, "big") async for message in call]
+
+async def main():
+    server = grpc.aio.server()
+    handler = grpc.unary_stream_rpc_method_handler(count)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", {"Count": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answers = await asyncio.gather(*(read(channel) for _ in range(32)))
+    assert answers == [list(range(200))] * 32
+    poller, = (thread for thread in threading.enumerate() if "_poll_wrapper" in thread.name)
+    if sys.platform == "linux":
+        print(os.sched_getscheduler(poller.native_id) == os.SCHED_BATCH, len(os.sched_getaffinity(poller.native_id)))
+        main = threading.main_thread().native_id
+        print(os.sched_getscheduler(main) == os.SCHED_OTHER, os.sched_getaffinity(main) == os.sched_getaffinity(0))
+    await server.stop(None)
+
+with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    runner.run(main())
+print("all arrived")
+"""
+
+
+class Reader:
+    """Takes one byte at each call, as gRPC's does."""
+
+    def __init__(self, wake: socket.socket) -> None:
+        self.wake = wake
+        self.taken = 0
+        self.called = asyncio.Event()
+        self.all_taken = asyncio.Event()
+
+    def handle(self, num: int, loop: Any) -> None:
+        self.taken += len(self.wake.recv(1))
+        self.called.set()
+        if self.taken == num:
+            self.all_taken.set()
+
+
+class GrpcReader(Reader):
+    """One that looks like gRPC's."""
+
+
+GrpcReader.__module__ = "grpc._cython.cygrpc"
+
+
+@contextmanager
+def wakes() -> Iterator[tuple[socket.socket, socket.socket]]:
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    with reading, writing:
+        yield reading, writing
+
+
+async def taken_at_once(kind: type[Reader], num: int) -> int:
+    """Bytes that the reader had taken when the loop came back to its first waiter."""
+    loop = asyncio.get_running_loop()
+    with wakes() as (reading, writing):
+        reader = kind(reading)
+        writing.send(bytes(num))
+        loop.add_reader(reading, partial(reader.handle, num, loop))
+        await reader.called.wait()
+        taken = reader.taken
+        await reader.all_taken.wait()
+        loop.remove_reader(reading)
+    return taken
+
+
+def test_all_bytes_that_wait_are_taken_in_one_turn_for_grpc_alone() -> None:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        assert runner.run(taken_at_once(GrpcReader, 40)) == 40
+        assert runner.run(taken_at_once(Reader, 40)) < 40
+
+
+def test_a_socket_that_its_reader_closed_is_left_alone() -> None:
+    with wakes() as (reading, writing):
+        calls = []
+
+        def close() -> None:
+            calls.append(reading.recv(1))
+            reading.close()
+
+        writing.send(b"123")
+        event_loop._Completions(reading, close, ())()
+        assert calls == [b"1"]
+
+
+def test_an_end_of_the_socket_is_told_once() -> None:
+    with wakes() as (reading, writing):
+        calls = []
+        writing.close()
+        event_loop._Completions(reading, lambda: calls.append(reading.recv(1)), ())()
+        assert calls == [b""]
+
+
+@pytest.mark.parametrize("name", ["sched_setscheduler", "sched_setaffinity"])
+@pytest.mark.skipif(sys.platform != "linux", reason="the poller is placed on Linux alone")
+def test_a_system_that_forbids_to_place_the_poller_is_asked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def forbid(*arguments: Any) -> None:
+        asked.append(arguments)
+        raise PermissionError
+
+    monkeypatch.setattr(event_loop, "_poller_id", lambda: 1)
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+    monkeypatch.setattr(os, name, forbid)
+    poller = event_loop._Poller()
+    poller.follow()
+    poller.follow()
+    assert len(asked) == 1
+
+
+def test_streams_arrive_whole_and_only_the_poller_is_placed() -> None:
+    done = subprocess.run([sys.executable, "-c", STREAMS_PROGRAM], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("all arrived\n")
+    if sys.platform == "linux":
+        assert done.stdout.startswith("True 1\nTrue True\n")
+
+
+def test_without_uvloop_the_loop_is_asyncios() -> None:
+    program = "import sys; sys.modules['uvloop'] = None\n" + STREAMS_PROGRAM
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("all arrived\n")
