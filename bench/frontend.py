@@ -2,8 +2,8 @@
 
 The service (over `bench.mock_engine`), the REST adapter and the clients are a process each. Counted is the CPU time of
 the service's process alone, and of the adapter's alone, while every stream flows: neither starts nor ends of streams
-are in it. Streams share one connection, as calls over one channel do, or have one each, as from so many callers: then
-every token is a packet of its own.
+are in it, nor is waking a client with every packet (`bench.wire_client`). Streams share one connection, as calls over
+one channel do, or have one each, as from so many callers: then every token is a packet of its own.
 
 The engine steps every 25 ms, as a small model's does on a CPU, and every 6, as a GPU's with a model of 8B would with as
 many streams; a last row has it step as fast as the frontend takes tokens, several in a message then. Rows of grpc.aio
@@ -15,7 +15,6 @@ runs compare.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
 import json
 import os
@@ -23,15 +22,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import uvloop
-
 from bench import bare_server, mock_engine, mock_server, record
-from bench.wire_client import Tally, WireStreams
+from bench.wire_client import Connection, GrpcStreams, RestStream, Tally
 from tokenwire.v1 import text_generation_pb2 as pb
 from tokenwire.v1 import types_pb2
 from tokenwire_client import Client
@@ -40,6 +37,7 @@ GENERATE_STREAM = "/tokenwire.v1.TextGenerationService/GenerateStream"
 PROMPT = "Once upon a time"
 MAX_TOKENS = 100_000
 WARM_UP_S = 2.0
+READ_INTERVAL_S, UNPACED_READ_INTERVAL_S = 0.02, 0.001
 STEPS_MS = (25.0, 6.0)
 # What a socket holds of an engine's steps is all that such an engine is ahead.
 UNPACED_MS = 0.0
@@ -58,8 +56,8 @@ class Load:
     seconds: float = 6.0
 
 
-Streams = Callable[[int, Load, Tally], Coroutine[Any, Any, None]]
-"""Reads streams from a port until cancelled. Raises RuntimeError when one ends."""
+Streams = Callable[[int, Load, Tally], Sequence[Connection]]
+"""Begins streams at a port."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -95,74 +93,50 @@ def adapter(grpc_port: int) -> Iterator[tuple[int, int]]:
             process.terminate()
 
 
-async def grpc_streams(method: str, request: bytes, port: int, load: Load, tally: Tally) -> None:
+def grpc_streams(method: str, request: bytes, port: int, load: Load, tally: Tally) -> list[Connection]:
     """gRPC streams. A paced engine's message is a token; those of others are looked into."""
-    loop = asyncio.get_running_loop()
     num_tokens = None if load.step_ms else _num_tokens
-    protocol = functools.partial(WireStreams, method, request, tally, load.streams // load.connections, num_tokens)
-    transports = [(await loop.create_connection(protocol, "127.0.0.1", port))[0] for _ in range(load.connections)]
-    try:
-        await tally.ended.wait()
-        raise RuntimeError("a stream ended early")
-    finally:
-        for transport in transports:
-            transport.close()
+    num_streams = load.streams // load.connections
+    return [GrpcStreams(port, method, request, tally, num_streams, num_tokens) for _ in range(load.connections)]
 
 
-async def rest_streams(port: int, load: Load, tally: Tally) -> None:
-    """Streams of /v1/completions; a chunk is a token here."""
+def rest_streams(port: int, load: Load, tally: Tally) -> list[Connection]:
+    """Streams of /v1/completions."""
     body = {"prompt": PROMPT, "max_tokens": MAX_TOKENS, "stream": True, "ignore_eos": True}
-    async with asyncio.TaskGroup() as group:
-        for _ in range(load.streams):
-            group.create_task(_read_rest(port, json.dumps(body).encode(), tally))
+    return [RestStream(port, json.dumps(body).encode(), tally) for _ in range(load.streams)]
 
 
-async def _read_rest(port: int, body: bytes, tally: Tally) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        head = (
-            "POST /v1/completions HTTP/1.1",
-            "Host: bench",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            "",
-            "",
-        )
-        writer.write("\r\n".join(head).encode() + body)
-        while data := await reader.read(65536):
-            tally.tokens += data.count(b"data: {")
-        raise RuntimeError("a stream ended early")
-    finally:
-        writer.close()
-
-
-async def measure(streams: Streams, port: int, load: Load, pids: dict[str, int]) -> dict[str, float]:
-    """CPU µs per token of each process while the streams flow."""
+def measure(streams: Streams, port: int, load: Load, pids: dict[str, int]) -> dict[str, float]:
+    """CPU µs per token of each process while the streams flow. Raises StreamEndedError."""
     tally = Tally()
-    reading = asyncio.ensure_future(streams(port, load, tally))
-    try:
-        await _flowing(reading, load, tally)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(closing(each)) for each in streams(port, load, tally)]
+        _flow(connections, load, tally)
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         tokens, began = tally.tokens, time.monotonic()
-        await asyncio.wait((reading,), timeout=load.seconds)
-        if reading.done():
-            reading.result()
+        _read(connections, load, load.seconds)
         num, seconds = tally.tokens - tokens, time.monotonic() - began
         spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
     per_token = {f"{name}_us_per_token": round(cpu_s / num * 1e6, 2) for name, cpu_s in spent.items()}
     return {"tokens_per_s": round(num / seconds, 1), **per_token}
 
 
-async def _flowing(reading: asyncio.Future[None], load: Load, tally: Tally) -> None:
-    async with asyncio.timeout(60):
-        while tally.tokens < 2 * load.streams:
-            await asyncio.wait((reading,), timeout=0.05)
-            if reading.done():
-                reading.result()
-        await asyncio.sleep(WARM_UP_S)
+def _flow(connections: Sequence[Connection], load: Load, tally: Tally) -> None:
+    """Until all streams flow, and a little longer."""
+    give_up_at = time.monotonic() + 60
+    while tally.tokens < 2 * load.streams:
+        if time.monotonic() > give_up_at:
+            raise TimeoutError("the streams do not flow")
+        _read(connections, load, 0.05)
+    _read(connections, load, WARM_UP_S)
+
+
+def _read(connections: Sequence[Connection], load: Load, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(READ_INTERVAL_S if load.step_ms else UNPACED_READ_INTERVAL_S)
+        for connection in connections:
+            connection.read()
 
 
 def run(load: Load, *, with_rest: bool) -> Iterator[dict[str, Any]]:
@@ -178,12 +152,12 @@ def run(load: Load, *, with_rest: bool) -> Iterator[dict[str, Any]]:
         streams = functools.partial(grpc_streams, GENERATE_STREAM, _request().SerializeToString())
         for each in loads:
             row = {"path": "gRPC", "step_ms": load.step_ms, "connections": each.connections}
-            yield row | uvloop.run(measure(streams, port, each, {"server": service}))
+            yield row | measure(streams, port, each, {"server": service})
         if with_rest and load.step_ms:
             with adapter(port) as (pid, rest_port):
                 pids = {"server": service, "adapter": pid}
                 row = {"path": "REST", "step_ms": load.step_ms}
-                yield row | uvloop.run(measure(rest_streams, rest_port, load, pids))
+                yield row | measure(rest_streams, rest_port, load, pids)
 
 
 def _bare_rows(loads: Sequence[Load]) -> Iterator[dict[str, Any]]:
@@ -191,7 +165,7 @@ def _bare_rows(loads: Sequence[Load]) -> Iterator[dict[str, Any]]:
         streams = functools.partial(grpc_streams, bare_server.METHOD, b"")
         for each in loads:
             row = {"path": "grpc.aio alone", "step_ms": each.step_ms, "connections": each.connections}
-            yield row | uvloop.run(measure(streams, port, each, {"server": pid}))
+            yield row | measure(streams, port, each, {"server": pid})
 
 
 def _step_s(load: Load) -> str:

@@ -1,15 +1,16 @@
-"""A gRPC client that costs next to nothing, for measurements of a server beside it: it counts and parses no message.
+"""Clients that cost next to nothing, for measurements of a server beside them: they count, and parse next to nothing.
 
-HTTP/2 as far as reading server streams needs: no flow control (windows are as large as can be),
-no header compression, answers to SETTINGS and PING.
+They are asked to read now and then, and sleep in no read: a server on the same machine would else be charged for waking
+its client with every packet, which it is not when its clients are elsewhere.
 """
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -20,6 +21,11 @@ _LARGEST_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
 _HEADER = struct.Struct(">BHBBI")
 _PREFIX = struct.Struct(">BI")
+_READ_BYTES = 1 << 18
+
+
+class StreamEndedError(Exception):
+    """A stream or its connection ended."""
 
 
 @dataclass(slots=True)
@@ -27,81 +33,141 @@ class Tally:
     """What arrived, over all connections."""
 
     tokens: int = 0
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set with the first end of a stream."""
 
 
-class WireStreams(asyncio.Protocol):
-    """One connection with server streams of `method`, each called with the serialized `request`.
+class Connection(Protocol):
+    """One connection to a server of this machine."""
 
-    `num_tokens` tells how many tokens a serialized message has; None takes each for one.
+    def read(self) -> None:
+        """Take what has arrived, without waiting. Raises StreamEndedError."""
+
+    def close(self) -> None:
+        """End it and its streams."""
+
+
+class _Socket:
+    def __init__(self, port: int, hello: bytes) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.sendall(hello)
+        self._socket.setblocking(False)
+
+    def take(self) -> bytes:
+        """Bytes that have arrived; none when there are none. Raises StreamEndedError."""
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return b""
+        if not data:
+            raise StreamEndedError
+        return data
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class GrpcStreams:
+    """Server streams of `method` over one connection, each called with the serialized `request`.
+
+    HTTP/2 as far as reading them needs: no flow control (windows are as large as can be), no header compression,
+    answers to SETTINGS and PING. `num_tokens` tells how many tokens a serialized message has; None takes each for one.
     """
 
     def __init__(
         self,
+        port: int,
         method: str,
         request: bytes,
         tally: Tally,
         num_streams: int = 1,
         num_tokens: Callable[[bytes], int] | None = None,
     ) -> None:
-        self._method = method
-        self._request = request
         self._tally = tally
-        self._num_streams = num_streams
         self._num_tokens = num_tokens
         self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
+        self._socket = _Socket(port, _hello(method, request, num_streams))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        headers = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": self._method,
-            ":authority": "bench",
-            "content-type": "application/grpc",
-            "te": "trailers",
-        }
-        message = _PREFIX.pack(0, len(self._request)) + self._request
-        self._send(
-            _PREFACE,
-            _frame(_SETTINGS, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)),
-            _frame(_WINDOW_UPDATE, struct.pack(">I", _LARGEST_WINDOW - _DEFAULT_WINDOW)),
-        )
-        for stream in range(1, 2 * self._num_streams, 2):
-            self._send(
-                _frame(_HEADERS, _literal(headers.items()), _END_HEADERS, stream),
-                _frame(_DATA, message, _END_STREAM, stream),
-            )
+    def read(self) -> None:
+        """See Connection.read."""
+        while data := self._socket.take():
+            self._buffer += data
+            self._digest()
 
-    def data_received(self, data: bytes) -> None:
+    def close(self) -> None:
+        """See Connection.close."""
+        self._socket.close()
+
+    def _digest(self) -> None:
         buffer = self._buffer
-        buffer += data
         at = 0
-        while len(buffer) - at >= 9:
+        while len(buffer) - at >= _HEADER.size:
             high, low, kind, flags, _ = _HEADER.unpack_from(buffer, at)
-            end = at + 9 + (high << 16 | low)
+            start = at + _HEADER.size
+            end = start + (high << 16 | low)
             if len(buffer) < end:
                 break
             if kind == _DATA:
-                self._tally.tokens += 1 if self._num_tokens is None else self._num_tokens(_message(buffer, at + 9, end))
+                self._tally.tokens += 1 if self._num_tokens is None else self._num_tokens(_message(buffer, start, end))
             else:
-                self._control(kind, flags, bytes(buffer[at + 9 : end]))
+                self._control(kind, flags, bytes(buffer[start:end]))
             at = end
         del buffer[:at]
 
     def _control(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == _SETTINGS and not flags & _ACK:
-            self._send(_frame(_SETTINGS, b"", _ACK))
+            self._socket.send(_frame(_SETTINGS, b"", _ACK))
         elif kind == _PING and not flags & _ACK:
-            self._send(_frame(_PING, payload, _ACK))
+            self._socket.send(_frame(_PING, payload, _ACK))
         elif kind in (_RST_STREAM, _GOAWAY) or (kind == _HEADERS and flags & _END_STREAM):
-            self._tally.ended.set()
+            raise StreamEndedError
 
-    def _send(self, *frames: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(b"".join(frames))
+
+class RestStream:
+    """One stream of /v1/completions with a JSON body; an event is a token."""
+
+    def __init__(self, port: int, body: bytes, tally: Tally) -> None:
+        head = (
+            "POST /v1/completions HTTP/1.1",
+            "Host: bench",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "",
+            "",
+        )
+        self._tally = tally
+        self._socket = _Socket(port, "\r\n".join(head).encode() + body)
+
+    def read(self) -> None:
+        """See Connection.read."""
+        while data := self._socket.take():
+            self._tally.tokens += data.count(b"data: {")
+
+    def close(self) -> None:
+        """See Connection.close."""
+        self._socket.close()
+
+
+def _hello(method: str, request: bytes, num_streams: int) -> bytes:
+    """All that a client says by itself."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": method,
+        ":authority": "bench",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    parts = [
+        _PREFACE,
+        _frame(_SETTINGS, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _LARGEST_WINDOW)),
+        _frame(_WINDOW_UPDATE, struct.pack(">I", _LARGEST_WINDOW - _DEFAULT_WINDOW)),
+    ]
+    for stream in range(1, 2 * num_streams, 2):
+        parts.append(_frame(_HEADERS, _literal(headers.items()), _END_HEADERS, stream))
+        parts.append(_frame(_DATA, _PREFIX.pack(0, len(request)) + request, _END_STREAM, stream))
+    return b"".join(parts)
 
 
 def _message(buffer: bytearray, start: int, end: int) -> bytes:

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import sys
+from contextlib import closing
 
-import grpc
 import pytest
 
 from bench import bare_server, frontend
 from bench.mock_engine import MockEngine
-from bench.wire_client import Tally, WireStreams
+from bench.wire_client import Connection, GrpcStreams, RestStream, StreamEndedError, Tally
 from tests.support.fake_engine import FakeEngine, FakeStream
 from tests.support.rpc import open_door, prompt
 from tokenwire.engine.v1alpha import engine_pb2 as pb
@@ -48,7 +48,14 @@ def test_every_running_request_gets_a_token_a_step() -> None:
     assert not engine.take(pb.FrontendMessage(stop=True))
 
 
-async def test_the_wire_client_counts_the_messages_of_a_real_server() -> None:
+async def read_to_the_end(connection: Connection) -> None:
+    with closing(connection):
+        while True:
+            connection.read()
+            await asyncio.sleep(0.005)
+
+
+async def test_the_wire_client_counts_the_tokens_of_a_real_server() -> None:
     async def talk(stream: FakeStream) -> None:
         stream.admit()
         for _ in range(20):
@@ -57,20 +64,30 @@ async def test_the_wire_client_counts_the_messages_of_a_real_server() -> None:
         stream.tokens(b"b", finish=FinishReason.MAX_TOKENS)
 
     async with open_door(FakeEngine(talk)) as door:
-        tally, loop = Tally(), asyncio.get_running_loop()
+        tally, port = Tally(), door.server.port
         method, request = frontend.GENERATE_STREAM, prompt().SerializeToString()
-        transport, _ = await loop.create_connection(
-            lambda: WireStreams(method, request, tally, num_streams=3), "127.0.0.1", door.server.port
-        )
-        await tally.ended.wait()
-        call = door.generation.GenerateStream(prompt())
-        events = 0
-        while await call.read() is not grpc.aio.EOF:
-            events += 1
-        transport.close()
-    # Started, an end, completed, and deltas that may come merged; of three streams, when the first of them ended.
-    assert 4 <= events <= 24
-    assert 8 <= tally.tokens <= 72
+        streams = GrpcStreams(port, method, request, tally, 3, num_tokens=frontend._num_tokens)
+        with pytest.raises(StreamEndedError):
+            await read_to_the_end(streams)
+    # Of three streams, when the first of them ended; deltas may come merged.
+    assert 21 <= tally.tokens <= 63
+
+
+async def test_a_rest_client_counts_events_until_the_connection_ends() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"POST /v1/completions HTTP/1.1\r\n")
+        assert b"Content-Length: 2\r\n" in head
+        assert await reader.readexactly(2) == b"{}"
+        writer.write(b'data: {"a": 1}\n\ndata: {"b": 2}\n\ndata: [DONE]\n\n')
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        tally = Tally()
+        stream = RestStream(server.sockets[0].getsockname()[1], b"{}", tally)
+        with pytest.raises(StreamEndedError):
+            await read_to_the_end(stream)
+    assert tally.tokens == 2
 
 
 def test_cpu_time_of_a_process_grows_with_its_work() -> None:

@@ -130,29 +130,27 @@ async def test_a_cancelled_wait_is_an_end() -> None:
         await drive(work)
 
 
-async def test_all_work_comes_before_all_writes() -> None:
-    order: list[str] = []
+async def test_streams_are_served_together_once_all_news_are_there() -> None:
+    served: list[tuple[str, float]] = []
 
     class Noted:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def work(self) -> None:
-            order.append(f"work {self.name}")
-
-        def write(self, now: float) -> None:
-            order.append(f"write {self.name}")
+        def serve(self, now: float) -> None:
+            served.append((self.name, now))
 
     bursts = Bursts()
     pumps: list[Any] = [Noted("a"), Noted("b")]
     for pump in pumps:
         bursts.add(pump)
-    assert order == []
+    assert served == []
     await asyncio.sleep(0)
-    assert order == ["work a", "work b", "write a", "write b"]
+    (first, now), (second, then) = served
+    assert (first, second, now) == ("a", "b", then)
     bursts.add(pumps[1])
     await asyncio.sleep(0)
-    assert order[4:] == ["work b", "write b"]
+    assert [name for name, _ in served[2:]] == ["b"]
 
 
 class Scripted:

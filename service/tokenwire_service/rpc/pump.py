@@ -21,22 +21,16 @@ class Bursts:
         self._ready: list[Pump] = []
 
     def add(self, pump: Pump) -> None:
-        """Serve `pump` in the loop's next turn."""
+        """Serve `pump` in the loop's next turn, when all its news of the engine's message are there."""
         if not self._ready:
             asyncio.get_running_loop().call_soon(self._serve)
         self._ready.append(pump)
 
     def _serve(self) -> None:
-        """First every stream works out what is new, then all write.
-
-        Each write wakes gRPC's own threads; when writes follow closely these find many of them at once.
-        """
         ready, self._ready = self._ready, []
-        for pump in ready:
-            pump.work()
         now = time.monotonic()
         for pump in ready:
-            pump.write(now)
+            pump.serve(now)
 
 
 class Pump:
@@ -78,8 +72,12 @@ class Pump:
             self._session.notify(None)
             self._writer.let_go()
 
-    def work(self) -> None:
-        """Work out what is new, once nothing is being written."""
+    def serve(self, now: float) -> None:
+        """Write what is new, once nothing is being written; `now` is monotonic seconds."""
+        self._work()
+        self._write(now)
+
+    def _work(self) -> None:
         if self._over.done():
             return
         try:
@@ -95,8 +93,7 @@ class Pump:
         except (Exception, asyncio.CancelledError) as error:
             self._over.set_exception(write_error(error))
 
-    def write(self, now: float) -> None:
-        """Write what was worked out, message after message; `now` is monotonic seconds."""
+    def _write(self, now: float) -> None:
         if self._waiting or self._over.done():
             return
         try:
@@ -129,6 +126,6 @@ class Pump:
             self._over.set_exception(write_error(error))
             return
         if written:
-            self.write(time.monotonic())
+            self._write(time.monotonic())
         else:
             self._wait()
