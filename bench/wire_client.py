@@ -22,6 +22,7 @@ _DEFAULT_WINDOW = 65_535
 _HEADER = struct.Struct(">BHBBI")
 _PREFIX = struct.Struct(">BI")
 _READ_BYTES = 1 << 18
+_ENDED = "a stream ended while it was measured: the server failed, or has generated all it may; take fewer seconds"
 
 
 class StreamEndedError(Exception):
@@ -58,7 +59,7 @@ class _Socket:
         except BlockingIOError:
             return b""
         if not data:
-            raise StreamEndedError
+            raise StreamEndedError(_ENDED)
         return data
 
     def send(self, data: bytes) -> None:
@@ -121,7 +122,7 @@ class GrpcStreams:
         elif kind == _PING and not flags & _ACK:
             self._socket.send(_frame(_PING, payload, _ACK))
         elif kind in (_RST_STREAM, _GOAWAY) or (kind == _HEADERS and flags & _END_STREAM):
-            raise StreamEndedError
+            raise StreamEndedError(_ENDED)
 
 
 class RestStream:

@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(config: GatewayConfig) -> uvicorn.Server:
-    """A server on uvloop and httptools; SIGTERM lets running requests finish within the grace period."""
+    """A server on httptools; SIGTERM lets running requests finish within the grace period."""
     settings = uvicorn.Config(
         direct(create_app(config)),
         host=config.hostname,

@@ -13,6 +13,7 @@ from bench.wire_client import Connection, GrpcStreams, RestStream, StreamEndedEr
 from tests.support.fake_engine import FakeEngine, FakeStream
 from tests.support.rpc import open_door, prompt
 from tokenwire.engine.v1alpha import engine_pb2 as pb
+from tokenwire.v1 import text_generation_pb2 as messages
 from tokenwire_service.core.events import Admitted, Completed, FinishReason, TokensGenerated
 from tokenwire_service.engine.event_codec import events_from_pb
 
@@ -104,12 +105,38 @@ def test_the_cost_of_grpc_alone_is_a_figure() -> None:
     assert 1 < row["server_us_per_token"] < 100_000
 
 
-def test_tokens_of_merged_messages_are_counted_when_the_engine_is_not_paced() -> None:
+def test_the_cost_of_an_engine_that_is_not_paced_is_a_figure() -> None:
     load = frontend.Load(streams=2, step_ms=frontend.UNPACED_MS, seconds=0.5)
     (row,) = frontend.run(load, with_rest=True)
     assert (row["path"], row["connections"]) == ("gRPC", 1)
     assert row["tokens_per_s"] > 20
     assert row["server_us_per_token"] > 0
+
+
+async def test_tokens_of_a_merged_message_are_all_counted() -> None:
+    message = messages.GenerateStreamResponse(delta=messages.TextDelta(text="one two three", token_count=3))
+    raw = message.SerializeToString()
+    frame = b"\x00" + len(raw).to_bytes(4, "big") + raw
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readuntil(b"bench")
+        writer.write(len(frame).to_bytes(3, "big") + b"\x00\x00" + (1).to_bytes(4, "big") + frame)
+        writer.write(b"\x00\x00\x00\x07" + bytes(5))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        tally = Tally()
+        (streams,) = frontend.grpc_streams(server.sockets[0].getsockname()[1], frontend.Load(streams=1), tally)
+        with pytest.raises(StreamEndedError):
+            await read_to_the_end(streams)
+    assert tally.tokens == 3
+
+
+def test_merged_chunks_of_the_adapter_are_no_result() -> None:
+    load = frontend.Load(streams=64, step_ms=6.0)
+    assert frontend._paced(load, {"tokens_per_s": 10_600.0}) == {"tokens_per_s": 10_600.0}
+    with pytest.raises(RuntimeError, match="--step-ms"):
+        frontend._paced(load, {"tokens_per_s": 9_000.0})
 
 
 @pytest.mark.parametrize("module", [bare_server.__name__, "bench.frontend", "bench.serving"])

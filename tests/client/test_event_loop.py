@@ -20,6 +20,12 @@ import asyncio, os, sys, threading
 import grpc
 from tokenwire_client.event_loop import new_event_loop
 
+def places():
+    threads = map(int, os.listdir("/proc/self/task"))
+    return {thread: (os.sched_getscheduler(thread), os.sched_getaffinity(thread)) for thread in threads}
+
+usual = (os.SCHED_OTHER, os.sched_getaffinity(0)) if sys.platform == "linux" else None
+
 async def count(request, context):
     for number in range(200):
         await context.write(number.to_bytes(2, "big"))
@@ -37,17 +43,23 @@ async def main():
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         answers = await asyncio.gather(*(read(channel) for _ in range(32)))
     assert answers == [list(range(200))] * 32
-    poller, = (thread for thread in threading.enumerate() if "_poll_wrapper" in thread.name)
     if sys.platform == "linux":
-        print(os.sched_getscheduler(poller.native_id) == os.SCHED_BATCH, len(os.sched_getaffinity(poller.native_id)))
-        main = threading.main_thread().native_id
-        print(os.sched_getscheduler(main) == os.SCHED_OTHER, os.sched_getaffinity(main) == os.sched_getaffinity(0))
+        poller, = (thread for thread in threading.enumerate() if "poll" in thread.name)
+        found = places()
+        policy, cpus = found.pop(poller.native_id)
+        print(policy == os.SCHED_BATCH, len(cpus), len(found) > 3, all(place == usual for place in found.values()))
     await server.stop(None)
 
 with asyncio.Runner(loop_factory=new_event_loop) as runner:
     runner.run(main())
 print("all arrived")
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_placed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests' channels have a poller in this process."""
+    monkeypatch.setattr(event_loop, "_poller_id", lambda: None)
 
 
 class Reader:
@@ -114,6 +126,18 @@ def test_a_socket_that_its_reader_closed_is_left_alone() -> None:
         assert calls == [b"1"]
 
 
+def test_a_reader_that_takes_all_at_once_may_find_nothing() -> None:
+    with wakes() as (reading, writing):
+        taken = []
+
+        def read() -> None:
+            taken.append(reading.recv(1 if not taken else 100))
+
+        writing.send(b"1234")
+        event_loop._Completions(reading, read, ())()
+        assert taken == [b"1", b"234"]
+
+
 def test_an_end_of_the_socket_is_told_once() -> None:
     with wakes() as (reading, writing):
         calls = []
@@ -122,22 +146,59 @@ def test_an_end_of_the_socket_is_told_once() -> None:
         assert calls == [b""]
 
 
-@pytest.mark.parametrize("name", ["sched_setscheduler", "sched_setaffinity"])
-@pytest.mark.skipif(sys.platform != "linux", reason="the poller is placed on Linux alone")
-def test_a_system_that_forbids_to_place_the_poller_is_asked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+class System:
+    """Notes what is asked of it, and forbids what it is told to."""
 
-    def forbid(*arguments: Any) -> None:
-        asked.append(arguments)
-        raise PermissionError
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.forbidden = ""
+        self.cpu = 5
+        monkeypatch.setattr(event_loop, "_poller_id", lambda: 77)
+        monkeypatch.setattr(event_loop, "_cpu_reader", lambda: lambda: self.cpu)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6})
+        for name in ("sched_setscheduler", "sched_setaffinity"):
+            monkeypatch.setattr(os, name, partial(self.call, name))
 
-    monkeypatch.setattr(event_loop, "_poller_id", lambda: 1)
-    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
-    monkeypatch.setattr(os, name, forbid)
+    def call(self, name: str, thread: int, *arguments: Any) -> None:
+        self.calls.append((name, thread, arguments[0]))
+        if name == self.forbidden:
+            raise PermissionError
+
+    def taken(self) -> list[tuple[Any, ...]]:
+        calls, self.calls = self.calls, []
+        return calls
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the poller is placed on Linux alone")
+
+
+@linux
+def test_the_poller_is_moved_when_the_loop_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System(monkeypatch)
+    poller = event_loop._Poller()
+    assert system.taken() == [("sched_setscheduler", 77, os.SCHED_BATCH)]
+    poller.follow()
+    poller.follow()
+    system.cpu = 6
+    poller.follow()
+    assert system.taken() == [("sched_setaffinity", 77, (5,)), ("sched_setaffinity", 77, (6,))]
+
+
+@linux
+def test_a_poller_that_cannot_be_placed_is_put_back_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_it_was = [("sched_setaffinity", 77, {4, 5, 6}), ("sched_setscheduler", 77, os.SCHED_OTHER)]
+    system = System(monkeypatch)
     poller = event_loop._Poller()
     poller.follow()
+    system.taken()
+    system.forbidden, system.cpu = "sched_setaffinity", 6
     poller.follow()
-    assert len(asked) == 1
+    assert system.taken() == [("sched_setaffinity", 77, (6,)), *as_it_was]
+    system.cpu = 5
+    poller.follow()
+    system.forbidden = "sched_setscheduler"
+    event_loop._Poller().follow()
+    assert system.taken() == [("sched_setscheduler", 77, os.SCHED_BATCH), *as_it_was]
 
 
 def test_streams_arrive_whole_and_only_the_poller_is_placed() -> None:
@@ -145,7 +206,7 @@ def test_streams_arrive_whole_and_only_the_poller_is_placed() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("all arrived\n")
     if sys.platform == "linux":
-        assert done.stdout.startswith("True 1\nTrue True\n")
+        assert done.stdout.startswith("True 1 True True\n")
 
 
 def test_without_uvloop_the_loop_is_asyncios() -> None:

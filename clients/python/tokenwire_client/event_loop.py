@@ -6,8 +6,8 @@ poller works beside the loop: on the processor the loop ran on last, and after i
 completes meanwhile waits for one wake-up of both. What it works on is for the loop anyway, which it cannot delay.
 Streaming 64 answers costs a server a sixth less CPU time (docs/performance.md of the project).
 
-Loops are uvloop's where that is installed. On other systems than Linux the poller is left alone, and so it is where
-the system forbids it.
+Loops are uvloop's where that is installed. On macOS the poller is left alone, and so it is where the system forbids to
+place it. Not for Windows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ else:
         _Base = asyncio.SelectorEventLoop
 
 _GRPC = "grpc."
-_POLLER = "_poll_wrapper"
-"""What the poller's thread runs, and is named after."""
+_POLLERS = ("_poll_wrapper", "grpc-aio-poller")
+"""What the poller's thread is named after, in one version and another."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -64,8 +65,10 @@ class _Completions:
     def __call__(self) -> None:
         self._poller.follow()
         self._read(*self._args)
-        for _ in range(self._num_waiting()):
-            self._read(*self._args)
+        # One that takes more at a call finds nothing at the next.
+        with suppress(BlockingIOError):
+            for _ in range(self._num_waiting()):
+                self._read(*self._args)
 
     def _num_waiting(self) -> int:
         if self._wake.fileno() < 0:
@@ -80,23 +83,31 @@ class _Poller:
         self._current_cpu = _cpu_reader()
         self._cpu = -1
         self._thread_id = _poller_id() if self._current_cpu is not None else None
-        try:
-            if self._thread_id is not None:
-                # It never takes the place of what runs, which a thread of the usual policy may when it wakes.
-                os.sched_setscheduler(self._thread_id, os.SCHED_BATCH, os.sched_param(0))
-        except OSError:
-            self._thread_id = None
+        if self._thread_id is not None:
+            self._home = os.sched_getaffinity(self._thread_id)
+            # It never takes the place of what runs, which a thread of the usual policy may when it wakes.
+            self._place(lambda thread: os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0)))
 
     def follow(self) -> None:
         """Have it run where the caller runs."""
         if self._thread_id is None or self._current_cpu is None or (cpu := self._current_cpu()) == self._cpu:
             return
+        self._cpu = cpu
+        self._place(lambda thread: os.sched_setaffinity(thread, (cpu,)))
+
+    def _place(self, place: Callable[[int], None]) -> None:
+        thread = self._thread_id
+        if thread is None:
+            return
         try:
-            os.sched_setaffinity(self._thread_id, (cpu,))
+            place(thread)
         except OSError:
+            # As it was, and no more of it.
             self._thread_id = None
-        else:
-            self._cpu = cpu
+            with suppress(OSError):
+                os.sched_setaffinity(thread, self._home)
+            with suppress(OSError):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _is_grpc(callback: Callable[..., object]) -> bool:
@@ -106,7 +117,7 @@ def _is_grpc(callback: Callable[..., object]) -> bool:
 
 def _poller_id() -> int | None:
     """Its thread id, where there is one and no more."""
-    found = [thread.native_id for thread in threading.enumerate() if _POLLER in thread.name]
+    found = [thread.native_id for thread in threading.enumerate() if any(name in thread.name for name in _POLLERS)]
     return found[0] if len(found) == 1 else None
 
 
