@@ -16,15 +16,27 @@ from tokenwire_client import event_loop
 from tokenwire_client.event_loop import new_event_loop
 
 STREAMS_PROGRAM = """
-import asyncio, os, sys, threading
+import asyncio, contextlib, os, sys, threading
 import grpc
 from tokenwire_client.event_loop import new_event_loop
 
 def places():
-    threads = map(int, os.listdir("/proc/self/task"))
-    return {thread: (os.sched_getscheduler(thread), os.sched_getaffinity(thread)) for thread in threads}
+    found = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        # gRPC ends threads it no longer needs.
+        with contextlib.suppress(ProcessLookupError):
+            found[thread] = os.sched_getscheduler(thread), os.sched_getaffinity(thread)
+    return found
 
-usual = (os.SCHED_OTHER, os.sched_getaffinity(0)) if sys.platform == "linux" else None
+def may_place():
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
+    except OSError:
+        return False
+    return True
+
+usual = (os.sched_getscheduler(0), os.sched_getaffinity(0)) if sys.platform == "linux" else None
 
 async def count(request, context):
     for number in range(200):
@@ -47,7 +59,10 @@ async def main():
         poller, = (thread for thread in threading.enumerate() if "poll" in thread.name)
         found = places()
         policy, cpus = found.pop(poller.native_id)
-        print(policy == os.SCHED_BATCH, len(cpus), len(found) > 3, all(place == usual for place in found.values()))
+        assert len(found) > 3
+        assert all(place == usual for place in found.values()), found
+        placed = (policy, len(cpus)) == (os.SCHED_BATCH, 1)
+        assert placed == await asyncio.to_thread(may_place), (policy, cpus)
     await server.stop(None)
 
 with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -204,13 +219,11 @@ def test_a_poller_that_cannot_be_placed_is_put_back_and_let_go(monkeypatch: pyte
 def test_streams_arrive_whole_and_only_the_poller_is_placed() -> None:
     done = subprocess.run([sys.executable, "-c", STREAMS_PROGRAM], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("all arrived\n")
-    if sys.platform == "linux":
-        assert done.stdout.startswith("True 1 True True\n")
+    assert done.stdout == "all arrived\n"
 
 
 def test_without_uvloop_the_loop_is_asyncios() -> None:
     program = "import sys; sys.modules['uvloop'] = None\n" + STREAMS_PROGRAM
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("all arrived\n")
+    assert done.stdout == "all arrived\n"
