@@ -120,7 +120,8 @@ def test_a_rank_that_hangs_though_its_process_lives_is_noticed(
                 with pytest.raises(grpc.RpcError) as ended:
                     list(stream)
                 assert told(ended.value) == ("ENGINE_DOWN", True)
-        assert re.search(r"made no progress for \d+(\.\d)? s", service.err.read_text())
+        # Held in Python rather than in a kernel, it has the interpreter's lock: no thread gives a sign then.
+        assert re.search(r"(made no progress|gave no sign of life) for \d+(\.\d)? s", service.err.read_text())
         works_again(service)
 
 
