@@ -170,9 +170,14 @@ class System:
         self.cpu = 5
         monkeypatch.setattr(event_loop, "_poller_id", lambda: 77)
         monkeypatch.setattr(event_loop, "_cpu_reader", lambda: lambda: self.cpu)
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6})
+        monkeypatch.setattr(os, "sched_getaffinity", self.home)
         for name in ("sched_setscheduler", "sched_setaffinity"):
             monkeypatch.setattr(os, name, partial(self.call, name))
+
+    def home(self, thread: int) -> set[int]:
+        if self.forbidden == "sched_getaffinity":
+            raise PermissionError
+        return {4, 5, 6}
 
     def call(self, name: str, thread: int, *arguments: Any) -> None:
         self.calls.append((name, thread, arguments[0]))
@@ -214,6 +219,9 @@ def test_a_poller_that_cannot_be_placed_is_put_back_and_let_go(monkeypatch: pyte
     system.forbidden = "sched_setscheduler"
     event_loop._Poller().follow()
     assert system.taken() == [("sched_setscheduler", 77, os.SCHED_BATCH), *as_it_was]
+    system.forbidden = "sched_getaffinity"
+    event_loop._Poller().follow()
+    assert ("sched_setscheduler", 77, os.SCHED_BATCH) not in system.taken()
 
 
 def test_streams_arrive_whole_and_only_the_poller_is_placed() -> None:

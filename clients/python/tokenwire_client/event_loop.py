@@ -83,10 +83,8 @@ class _Poller:
         self._current_cpu = _cpu_reader()
         self._cpu = -1
         self._thread_id = _poller_id() if self._current_cpu is not None else None
-        if self._thread_id is not None:
-            self._home = os.sched_getaffinity(self._thread_id)
-            # It never takes the place of what runs, which a thread of the usual policy may when it wakes.
-            self._place(lambda thread: os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0)))
+        self._home: set[int] = set()
+        self._place(self._stand_back)
 
     def follow(self) -> None:
         """Have it run where the caller runs."""
@@ -94,6 +92,11 @@ class _Poller:
             return
         self._cpu = cpu
         self._place(lambda thread: os.sched_setaffinity(thread, (cpu,)))
+
+    def _stand_back(self, thread: int) -> None:
+        """Have it never take the place of what runs, which a thread of the usual policy may when it wakes."""
+        self._home = os.sched_getaffinity(thread)
+        os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
 
     def _place(self, place: Callable[[int], None]) -> None:
         thread = self._thread_id
