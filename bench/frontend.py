@@ -54,6 +54,16 @@ class Load:
     step_ms: float = 25.0
     seconds: float = 6.0
 
+    @property
+    def is_paced(self) -> bool:
+        """Whether the engine waits between steps."""
+        return self.step_ms > 0
+
+    @property
+    def streams_each(self) -> int:
+        """Streams of one connection."""
+        return self.streams // self.connections
+
 
 Streams = Callable[[int, Load, Tally], Sequence[Connection]]
 """Begins streams at a port."""
@@ -94,16 +104,13 @@ def adapter(grpc_port: int) -> Iterator[tuple[int, int]]:
 
 def grpc_streams(port: int, load: Load, tally: Tally) -> list[Connection]:
     """Streams of GenerateStream, whose messages may have several tokens when the service is behind."""
-    request, num_streams = _request().SerializeToString(), load.streams // load.connections
-    return [
-        GrpcStreams(port, GENERATE_STREAM, request, tally, num_streams, _num_tokens) for _ in range(load.connections)
-    ]
+    request, num = _request().SerializeToString(), load.streams_each
+    return [GrpcStreams(port, GENERATE_STREAM, request, tally, num, _num_tokens) for _ in range(load.connections)]
 
 
 def bare_streams(port: int, load: Load, tally: Tally) -> list[Connection]:
     """Streams of `bench.bare_server`, a token a message."""
-    num_streams = load.streams // load.connections
-    return [GrpcStreams(port, bare_server.METHOD, b"", tally, num_streams) for _ in range(load.connections)]
+    return [GrpcStreams(port, bare_server.METHOD, b"", tally, load.streams_each) for _ in range(load.connections)]
 
 
 def rest_streams(port: int, load: Load, tally: Tally) -> list[Connection]:
@@ -140,7 +147,7 @@ def _flow(connections: Sequence[Connection], load: Load, tally: Tally) -> None:
 def _read(connections: Sequence[Connection], load: Load, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(READ_INTERVAL_S if load.step_ms else UNPACED_READ_INTERVAL_S)
+        time.sleep(READ_INTERVAL_S if load.is_paced else UNPACED_READ_INTERVAL_S)
         for connection in connections:
             connection.read()
 
@@ -150,15 +157,15 @@ def run(load: Load, *, with_rest: bool) -> Iterator[dict[str, Any]]:
 
     Of an engine that is not paced only gRPC over one connection.
     """
-    loads = (load, replace(load, connections=load.streams)) if load.step_ms else (load,)
-    if load.step_ms:
+    loads = (load, replace(load, connections=load.streams)) if load.is_paced else (load,)
+    if load.is_paced:
         yield from _bare_rows(loads)
     with server([mock_server.__name__], {mock_engine.STEP_VARIABLE: _step_s(load)}) as (service, port):
         Client(f"127.0.0.1:{port}").wait_until_ready()
         for each in loads:
             row = {"path": "gRPC", "step_ms": load.step_ms, "connections": each.connections}
             yield row | measure(grpc_streams, port, each, {"server": service})
-        if with_rest and load.step_ms:
+        if with_rest and load.is_paced:
             with adapter(port) as (pid, rest_port):
                 pids = {"server": service, "adapter": pid}
                 row = {"path": "REST", "step_ms": load.step_ms}
